@@ -1,0 +1,23 @@
+"""ACmix: self-attention and convolution from one set of projections.
+
+"On the Integration of Self-Attention and Convolution", CVPR 2022, arXiv 2111.14556.
+"""
+
+from acmix.errors import BackendError, CheckpointError, InputError
+from acmix.functional import convolution_path, sliding_window_attention, window_attention
+from acmix.modules import MIX_MODES, SHIFT_MODES, ACmix2d, WindowACmix
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACmix2d",
+    "BackendError",
+    "CheckpointError",
+    "InputError",
+    "MIX_MODES",
+    "SHIFT_MODES",
+    "WindowACmix",
+    "convolution_path",
+    "sliding_window_attention",
+    "window_attention",
+]

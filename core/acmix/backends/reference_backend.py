@@ -1,0 +1,12 @@
+"""The reference as a backend: runs everything, slowly."""
+
+from torch import Tensor
+
+from acmix.reference import convolution_path, sliding_window_attention, window_attention
+
+__all__ = ["convolution_path", "sliding_window_attention", "why_not", "window_attention"]
+
+
+def why_not(op: str, x: Tensor) -> list[str]:
+    """Reasons against running ``op`` on tensors like ``x``: only a missing floating dtype."""
+    return [] if x.is_floating_point() else [f"dtype {x.dtype} is not floating point"]

@@ -1,0 +1,39 @@
+"""Argument checks: each names the argument, the value given and the remedy."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from acmix.errors import InputError
+from acmix.suggest import did_you_mean
+
+
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
+    """Raise ``InputError("<name>=<value>: <remedy>")`` unless the condition holds."""
+    if not condition:
+        raise InputError(f"{name}={value}: {remedy}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise unless ``value`` is an integer of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= 1, name, value, "give a positive integer")
+
+
+def check_odd(name: str, value: int) -> None:
+    """Raise unless ``value`` is a positive odd integer."""
+    check_positive(name, value)
+    require(value % 2 == 1, name, value, "give an odd size, so that a window has a centre")
+
+
+def check_shape(name: str, tensor: Tensor, shape: Iterable[int]) -> None:
+    """Raise unless ``tensor`` has exactly this shape."""
+    shape = tuple(shape)
+    require(tuple(tensor.shape) == shape, f"{name}.shape", tuple(tensor.shape), f"must be {shape}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of the choices, and suggest the nearest."""
+    choices = list(choices)
+    hint = did_you_mean(str(value), choices)
+    require(value in choices, name, repr(value), f"choose from {', '.join(choices)}{hint}")

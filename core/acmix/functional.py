@@ -1,0 +1,155 @@
+"""The operators of ACmix as functions: check the arguments, choose a backend, call it."""
+
+import math
+
+from torch import Tensor
+
+from acmix.backends import choose
+from acmix.checks import check_odd, check_positive, check_shape, require
+
+
+def sliding_window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor | None = None,
+    *,
+    kernel_size: int = 7,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax attention of each pixel over the k×k window around it (paper Eq. 3–5, §4.1).
+
+    Output pixel p sits at input position ``stride * p`` and sees the keys at
+    ``stride * p + dilation * o`` for every window offset o. Window positions outside the image are
+    reflected without repeating the edge; on a map too small for that
+    (``dilation * (kernel_size // 2) >= min(H, W)``) they are left out of the softmax::
+
+        logit(p, r) = D^(-1/2) * q_p . (k_r + position_p - position_r)
+        out_p = sum_r softmax_r(logit(p, r)) * v_r
+
+    Args:
+        q: Queries, (B, N, D, H, W), at full resolution and not scaled.
+        k: Keys, (B, N, D, H, W).
+        v: Values, (B, N, D, H, W).
+        position: Position encoding, (D, H, W), shared by batch and heads; ``None`` for none.
+            Only differences of it count.
+        kernel_size: Side of the window in keys, odd.
+        stride: Distance of neighbouring queries, in pixels.
+        dilation: Distance of neighbouring keys, in pixels.
+        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+
+    Returns:
+        (B, N, D, ceil(H / stride), ceil(W / stride)), in the dtype of ``q``.
+
+    Raises:
+        InputError: A shape, a size or the backend's name is wrong.
+        BackendError: The named backend can't run this call; the message says why.
+    """
+    require(q.dim() == 5, "q", tuple(q.shape), "give it as (B, N, D, H, W)")
+    check_shape("k", k, q.shape)
+    check_shape("v", v, q.shape)
+    if position is not None:
+        check_shape("position", position, q.shape[2:])
+    check_odd("kernel_size", kernel_size)
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    run = choose("sliding_window_attention", backend, q)
+    return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax attention inside windows of L pixels with a bias per pair of pixels (Swin).
+
+    ``out = softmax(D^(-1/2) * q kᵀ + bias + mask) v``, window by window.
+
+    Args:
+        q: Queries, (B * nW, N, L, D), the windows of one image together, not scaled.
+        k: Keys, (B * nW, N, L, D).
+        v: Values, (B * nW, N, L, D).
+        bias: Relative position bias, (N, L, L).
+        mask: Added to the logits of window ``w`` of every image, (nW, L, L).
+        dropout: Probability of dropping an attention weight.
+        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+
+    Returns:
+        (B * nW, N, L, D).
+
+    Raises:
+        InputError: A shape or the backend's name is wrong.
+        BackendError: The named backend can't run this call; the message says why.
+    """
+    require(q.dim() == 4, "q", tuple(q.shape), "give it as (B * nW, N, L, D)")
+    check_shape("k", k, q.shape)
+    check_shape("v", v, q.shape)
+    _, heads, length, _ = q.shape
+    check_shape("bias", bias, (heads, length, length))
+    if mask is not None:
+        fits = mask.dim() == 3 and mask.shape[1:] == (length, length)
+        fits = fits and mask.shape[0] > 0 and q.shape[0] % mask.shape[0] == 0
+        require(
+            fits, "mask", tuple(mask.shape), f"give (nW, {length}, {length}), nW windows an image"
+        )
+    return choose("window_attention", backend, q)(q, k, v, bias, mask, dropout=dropout)
+
+
+def convolution_path(
+    qkv: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor | None,
+    fc_bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """The convolution path of ACmix: a layer over 3N maps, then shift and sum (paper Eq. 7–9).
+
+    The 3N projected maps of width D become ``taps`` maps by a fully connected layer shared by all
+    channels and pixels. Channel d of all of them is then one group of a grouped convolution whose
+    one-hot kernels are the shifts, with M output channels a group. Zero padding, applied after
+    the layer, keeps the size.
+
+    Args:
+        qkv: Projections, (B, 3N * D, H, W): q heads 0..N-1, then k heads, then v heads; unscaled.
+        fc_weight: (taps, 3N), with taps = k_c².
+        kernels: (D * M, taps, k_c, k_c); output channel d * M + m belongs to group d. ``None``
+            moves tensors instead: tap i shifted by (i // k_c, i % k_c) - k_c // 2, with M = 1.
+        fc_bias: (taps,) or ``None``.
+        stride: Stride of the convolution, in pixels.
+        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+
+    Returns:
+        (B, D * M, ceil(H / stride), ceil(W / stride)), channel order d * M + m.
+
+    Raises:
+        InputError: A shape, a size or the backend's name is wrong.
+        BackendError: The named backend can't run this call; the message says why.
+    """
+    require(qkv.dim() == 4, "qkv", tuple(qkv.shape), "give it as (B, 3N * D, H, W)")
+    taps, maps = fc_weight.shape
+    channels = qkv.shape[1]
+    require(channels % maps == 0, "qkv channels", channels, f"must be a multiple of {maps} maps")
+    head_dim = channels // maps
+    if kernels is None:
+        check_odd("square root of the taps", math.isqrt(taps))
+        require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
+    else:
+        fits = kernels.dim() == 4 and kernels.shape[1] == taps and kernels.shape[0] % head_dim == 0
+        expected = f"give (a multiple of {head_dim}, {taps}, k_c, k_c)"
+        require(fits, "kernels.shape", tuple(kernels.shape), expected)
+        check_odd("kernels.shape[-1]", kernels.shape[-1])
+    check_positive("stride", stride)
+    if fc_bias is not None:
+        check_shape("fc_bias", fc_bias, (taps,))
+    run = choose("convolution_path", backend, qkv)
+    return run(qkv, fc_weight, kernels, fc_bias, stride=stride)

@@ -1,0 +1,8 @@
+"""ACmix layers: one base with the convolution path and the mix, one file an attention form."""
+
+from acmix.modules.acmix2d import ACmix2d
+from acmix.modules.base import MIX_MODES, ACmixBase
+from acmix.modules.shift import SHIFT_MODES, ShiftKernels
+from acmix.modules.window import WindowACmix
+
+__all__ = ["ACmix2d", "ACmixBase", "MIX_MODES", "SHIFT_MODES", "ShiftKernels", "WindowACmix"]

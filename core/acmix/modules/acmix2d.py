@@ -1,0 +1,122 @@
+"""ACmix with sliding window attention: the layer that stands where a k×k convolution stood."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acmix.checks import check_odd, check_positive, require
+from acmix.functional import sliding_window_attention
+from acmix.modules.base import ACmixBase
+
+
+class ACmix2d(ACmixBase):
+    """Drop-in for a k×k convolution with "same" padding on (B, C, H, W) (paper §4, Fig. 2).
+
+    Three 1×1 projections feed sliding window attention and the convolution path; two learned
+    scalars add them. Any size of at least 1×1, any stride and dilation, any floating dtype.
+    The dilation spaces the keys of the attention; the convolution path, as in the authors' code,
+    has none. Parameter names are those of the authors' code.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, C, a multiple of ``num_heads``.
+        num_heads: N.
+        kernel_att: Side of the attention window in keys, odd.
+        kernel_conv: Side of the convolution that the path stands for, odd.
+        stride: Stride of the output.
+        dilation: Distance of neighbouring keys of the attention, in pixels.
+        mix: How the paths are added, one of ``acmix.MIX_MODES``.
+        shift: How the shifts are made, one of ``acmix.SHIFT_MODES``.
+        backend: Backend of the operators; ``None`` chooses by call.
+
+    Shape:
+        Input (B, in_channels, H, W); output (B, C, ceil(H / stride), ceil(W / stride)).
+
+    Raises:
+        InputError: An argument, or the shape of the input, is wrong.
+
+    Example:
+        >>> layer = ACmix2d(64, 64, stride=2)
+        >>> layer(torch.rand(1, 64, 33, 57)).shape
+        torch.Size([1, 64, 17, 29])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_heads: int = 4,
+        kernel_att: int = 7,
+        kernel_conv: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        mix: str = "alpha_beta",
+        shift: str = "learnable",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            out_channels,
+            num_heads,
+            kernel_conv=kernel_conv,
+            fc_bias=False,
+            mix=mix,
+            shift=shift,
+            backend=backend,
+        )
+        check_positive("in_channels", in_channels)
+        check_odd("kernel_att", kernel_att)
+        check_positive("stride", stride)
+        check_positive("dilation", dilation)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_att, self.stride, self.dilation = kernel_att, stride, dilation
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.conv2 = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.conv3 = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        if self.has_attention:
+            self.conv_p = nn.Conv2d(2, self.head_dim, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both paths on one set of projections, mixed."""
+        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
+        qkv = self._project(x)
+        return self.combine(lambda: self._attend(qkv), lambda: self.convolve(qkv, self.stride))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """q, k and v heads, (B, 3C, H, W), by one product with the three weights together."""
+        convs = (self.conv1, self.conv2, self.conv3)
+        weight = torch.cat([conv.weight for conv in convs])
+        return F.conv2d(x, weight, torch.cat([conv.bias for conv in convs]))
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """F_att, channel order n * D + d."""
+        q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
+        position = self.conv_p(pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight))
+        out = sliding_window_attention(
+            q,
+            k,
+            v,
+            position[0].to(q.dtype),
+            kernel_size=self.kernel_att,
+            stride=self.stride,
+            dilation=self.dilation,
+            backend=self.backend,
+        )
+        return out.flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(module)``."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, num_heads={self.num_heads}, "
+            f"kernel_att={self.kernel_att}, kernel_conv={self.kernel_conv}, "
+            f"stride={self.stride}, dilation={self.dilation}, mix={self.mix!r}"
+        )
+
+
+def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """Coordinates (x, y) of every pixel, each from -1 to 1, as (1, 2, height, width)."""
+    options = {"dtype": like.dtype, "device": like.device}
+    xs = torch.linspace(-1, 1, width, **options).expand(height, width)
+    ys = torch.linspace(-1, 1, height, **options)[:, None].expand(height, width)
+    return torch.stack([xs, ys])[None]

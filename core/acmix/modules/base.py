@@ -1,0 +1,103 @@
+"""What every ACmix layer shares: the convolution path and the mix of the two paths."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from acmix.checks import check_choice, check_odd, check_positive, require
+from acmix.functional import convolution_path
+from acmix.modules.shift import ShiftKernels
+
+# How alpha and beta are made, one row each in the paper's Table 6.
+MIX_MODES = (
+    "alpha_beta",  # alpha, beta both learned
+    "alpha_complement",  # alpha learned, beta = 1 - alpha
+    "alpha_one",  # alpha learned, beta = 1
+    "one_one",  # neither learned
+    "attention",  # attention path only
+    "convolution",  # convolution path only
+)
+
+
+class ACmixBase(nn.Module):
+    """Parameters and steps shared by the attention forms; subclasses add projections and attention.
+
+    out = alpha * F_att + beta * F_conv, with alpha = ``rate1`` and beta = ``rate2``, both 0.5 at
+    the start (paper Eq. 10). A path that the mix leaves out has no parameters.
+
+    Args:
+        dim: Output channels C, a multiple of ``num_heads``.
+        num_heads: N.
+        kernel_conv: Side k_c of the convolution that the path stands for, odd.
+        fc_bias: Whether the layer over the 3N maps has a bias.
+        mix: One of ``MIX_MODES``.
+        shift: One of ``SHIFT_MODES``.
+        backend: Backend of all operators of this layer; ``None`` chooses by call.
+
+    Raises:
+        InputError: A size, mode or number of heads is wrong.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        kernel_conv: int = 3,
+        fc_bias: bool,
+        mix: str = "alpha_beta",
+        shift: str = "learnable",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("num_heads", num_heads)
+        check_positive("dim", dim)
+        require(dim % num_heads == 0, "dim", dim, f"must be a multiple of num_heads={num_heads}")
+        check_odd("kernel_conv", kernel_conv)
+        check_choice("mix", mix, MIX_MODES)
+        self.dim, self.num_heads, self.head_dim = dim, num_heads, dim // num_heads
+        self.kernel_conv, self.mix, self.backend = kernel_conv, mix, backend
+        self.has_attention = mix != "convolution"
+        self.has_convolution = mix != "attention"
+        if mix.startswith("alpha"):
+            self.rate1 = nn.Parameter(torch.empty(1))
+        if mix == "alpha_beta":
+            self.rate2 = nn.Parameter(torch.empty(1))
+        if self.has_convolution:
+            self.fc = nn.Conv2d(3 * num_heads, kernel_conv**2, kernel_size=1, bias=fc_bias)
+            self.dep_conv = ShiftKernels(self.head_dim, num_heads, kernel_conv, shift)
+        self.reset_rates()
+
+    def reset_rates(self) -> None:
+        """Set the learned scalars of the mix to 0.5."""
+        for name in ("rate1", "rate2"):
+            if hasattr(self, name):
+                nn.init.constant_(getattr(self, name), 0.5)
+
+    def convolve(self, qkv: Tensor, stride: int = 1) -> Tensor:
+        """F_conv of the projections (B, 3C, H, W): (B, C, ceil(H / stride), ceil(W / stride))."""
+        kernels = None if self.dep_conv.mode == "tensor" else self.dep_conv.weight
+        out = convolution_path(
+            qkv,
+            self.fc.weight.flatten(1),
+            kernels,
+            self.fc.bias,
+            stride=stride,
+            backend=self.backend,
+        )
+        # Channel d * N + n: one kernel a group serves all N channels of the group.
+        return out if self.dep_conv.learnable else out.repeat_interleave(self.num_heads, dim=1)
+
+    def combine(self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]) -> Tensor:
+        """Mix the two paths, computing only those that the mode uses."""
+        if self.mix == "attention":
+            return attention()
+        if self.mix == "convolution":
+            return convolution()
+        att, conv = attention(), convolution()
+        if self.mix == "alpha_beta":
+            return self.rate1 * att + self.rate2 * conv
+        if self.mix == "alpha_complement":
+            return self.rate1 * att + (1 - self.rate1) * conv
+        return self.rate1 * att + conv if self.mix == "alpha_one" else att + conv

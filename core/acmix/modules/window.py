@@ -1,0 +1,145 @@
+"""ACmix with attention inside windows (Swin)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acmix.checks import check_positive, require
+from acmix.functional import window_attention
+from acmix.modules.base import ACmixBase
+
+
+class WindowACmix(ACmixBase):
+    """Window attention with relative position bias, mixed with a convolution of the whole map.
+
+    The output projection belongs to the attention path alone:
+    ``out = alpha * proj(attention) + beta * convolution``, then dropout. The convolution path sees
+    the map as given, so in a shifted block it wraps over the seam of the cyclic shift. Parameter
+    names are those of the authors' Swin.
+
+    Args:
+        dim: Channels C, a multiple of ``num_heads``.
+        window_size: Side of a window in pixels, or (height, width).
+        num_heads: N.
+        qkv_bias: Whether the projections have a bias.
+        attn_drop: Dropout of attention weights.
+        proj_drop: Dropout of the output.
+        kernel_conv: Side of the convolution that the path stands for, odd.
+        mix: How the paths are added, one of ``acmix.MIX_MODES``.
+        shift: How the shifts are made, one of ``acmix.SHIFT_MODES``.
+        backend: Backend of the operators; ``None`` chooses by call.
+
+    Shape:
+        Input and output (B, H, W, C). A size that windows do not divide is padded with zeros at
+        the bottom and the right, and cropped again.
+
+    Raises:
+        InputError: An argument, or the shape of the input or the mask, is wrong.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        window_size: int | tuple[int, int],
+        num_heads: int,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        *,
+        kernel_conv: int = 3,
+        mix: str = "alpha_beta",
+        shift: str = "learnable",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            dim,
+            num_heads,
+            kernel_conv=kernel_conv,
+            fc_bias=True,
+            mix=mix,
+            shift=shift,
+            backend=backend,
+        )
+        height, width = (window_size,) * 2 if isinstance(window_size, int) else window_size
+        check_positive("window_size", height)
+        check_positive("window_size", width)
+        self.window_size = (height, width)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        if self.has_attention:
+            entries = (2 * height - 1) * (2 * width - 1)
+            self.relative_position_bias_table = nn.Parameter(torch.empty(entries, num_heads))
+            nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+            self.register_buffer("relative_position_index", relative_position_index(height, width))
+            self.attn_drop = attn_drop
+            self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Both paths on one set of projections, mixed.
+
+        Args:
+            x: (B, H, W, C).
+            mask: Added to the attention logits of window w of every image, (nW, L, L) with
+                L = window height × width; windows row by row of the padded map.
+
+        Returns:
+            (B, H, W, C).
+        """
+        require(
+            x.dim() == 4 and x.shape[-1] == self.dim and min(x.shape[1:3]) > 0,
+            "input shape",
+            tuple(x.shape),
+            f"give (B, H, W, {self.dim})",
+        )
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
+        qkv = self.qkv(x)
+        out = self.combine(
+            lambda: self._attend(qkv, mask),
+            lambda: self.convolve(qkv.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
+        )
+        return self.proj_drop(out)[:, :height, :width]
+
+    def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """proj(F_att), (B, H, W, C)."""
+        batch, height, width, _ = qkv.shape
+        win_h, win_w = self.window_size
+        rows, cols = height // win_h, width // win_w
+        qkv = qkv.view(batch, rows, win_h, cols, win_w, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3)
+        out = window_attention(
+            q,
+            k,
+            v,
+            self._position_bias(),
+            mask,
+            dropout=self.attn_drop if self.training else 0.0,
+            backend=self.backend,
+        )
+        out = out.view(batch, rows, cols, self.num_heads, win_h, win_w, self.head_dim)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.dim)
+        return self.proj(out)
+
+    def _position_bias(self) -> Tensor:
+        """Relative position bias, (N, L, L)."""
+        length = self.relative_position_index.shape[0]
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        return bias.view(length, length, self.num_heads).permute(2, 0, 1)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(module)``."""
+        return (
+            f"{self.dim}, window_size={self.window_size}, num_heads={self.num_heads}, "
+            f"kernel_conv={self.kernel_conv}, mix={self.mix!r}"
+        )
+
+
+def relative_position_index(height: int, width: int) -> Tensor:
+    """Row of the bias table for every pair (query, key) of a window, (L, L).
+
+    Row (dy + height - 1) * (2 * width - 1) + (dx + width - 1) for query minus key = (dy, dx).
+    """
+    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    dy = ys.flatten()[:, None] - ys.flatten()[None, :] + height - 1
+    dx = xs.flatten()[:, None] - xs.flatten()[None, :] + width - 1
+    return dy * (2 * width - 1) + dx

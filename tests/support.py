@@ -1,0 +1,51 @@
+"""Helpers that tests of several packages share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT.parent / "shared" / "golden"
+
+
+def golden(name: str):
+    """A tensor file made by the authors' released code, or a skip where there is none."""
+    path = GOLDEN / name
+    if not path.is_file():
+        pytest.skip(f"golden tensors of the released code are not at hand ({name})")
+    return torch.load(path, weights_only=True)
+
+
+def gradients(function: Callable, *inputs, **options) -> tuple[Tensor, list[Tensor | None]]:
+    """Output and gradients of the inputs, under an output gradient that depends on shape alone."""
+    leaves = [x if x is None else x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves, **options)
+    generator = torch.Generator().manual_seed(out.numel())
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    out.backward(weight)
+    return out.detach(), [None if x is None else x.grad for x in leaves]
+
+
+def assert_within_error_budget(
+    fast: Callable, plain: Callable, inputs: list[Tensor], dtype: torch.dtype, options: dict
+) -> None:
+    """Errors of ``fast`` in ``dtype`` are at most twice those of ``plain`` in the same dtype.
+
+    Both are measured against ``plain`` in float64 on the same rounded inputs; the floor is one
+    rounding of the largest value.
+    """
+    rounded = [x.to(dtype) for x in inputs]
+    exact, exact_grads = gradients(plain, *[x.double() for x in rounded], **options)
+    plain_out, plain_grads = gradients(plain, *rounded, **options)
+    fast_out, fast_grads = gradients(fast, *rounded, **options)
+    assert fast_out.dtype == dtype
+    names = ["output"] + [f"gradient of input {i}" for i in range(len(inputs))]
+    columns = ([exact, *exact_grads], [plain_out, *plain_grads], [fast_out, *fast_grads])
+    for name, truth, theirs, ours in zip(names, *columns, strict=True):
+        floor = torch.finfo(dtype).eps * truth.abs().max()
+        budget = 2 * (theirs.double() - truth).abs().max() + floor
+        error = (ours.double() - truth).abs().max()
+        assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
