@@ -3,6 +3,7 @@
 "On the Integration of Self-Attention and Convolution", CVPR 2022, arXiv 2111.14556.
 """
 
+from acmix.checkpoint import load_released
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import convolution_path, sliding_window_attention, window_attention
 from acmix.modules import MIX_MODES, SHIFT_MODES, ACmix2d, WindowACmix
@@ -18,6 +19,7 @@ __all__ = [
     "SHIFT_MODES",
     "WindowACmix",
     "convolution_path",
+    "load_released",
     "sliding_window_attention",
     "window_attention",
 ]

@@ -1,12 +1,12 @@
-"""Errors that a user can mend: each message names the thing, its value and the remedy."""
+"""Exceptions raised for input that the caller can mend."""
 
 
 class InputError(ValueError):
-    """A bad argument, path, file or setting."""
+    """Bad input a user can mend; the message names the argument, the value and the remedy."""
 
 
 class CheckpointError(InputError):
-    """A file that is not a checkpoint, is damaged, hides code or fits another model."""
+    """A checkpoint file that is missing, damaged, refused or without weights."""
 
 
 class BackendError(InputError):

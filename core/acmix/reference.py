@@ -66,7 +66,7 @@ def window_attention(
     if mask is not None:
         image_count = q.shape[0] // mask.shape[0]
         logits = logits + mask.unsqueeze(1).repeat(image_count, 1, 1, 1)
-    weights = torch.nn.functional.dropout(logits.softmax(dim=-1), dropout)
+    weights = torch.nn.functional.dropout(logits.softmax(dim=-1), dropout).to(v.dtype)
     return torch.einsum("wnqk,wnkd->wnqd", weights, v)
 
 

@@ -80,7 +80,8 @@ def window_attention(
     if mask is not None:
         per_image = logits.unflatten(0, (-1, mask.shape[0]))
         logits = (per_image + mask.unsqueeze(1)).flatten(0, 1)
-    return F.dropout(logits.softmax(dim=-1), dropout) @ v
+    # A mask or a bias in float32 lifts the logits of a half-precision model to float32.
+    return F.dropout(logits.softmax(dim=-1), dropout).to(v.dtype) @ v
 
 
 def convolution_path(

@@ -1,11 +1,14 @@
 """ACmix with sliding window attention: the layer that stands where a k×k convolution stood."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_odd, check_positive, require
 from acmix.functional import sliding_window_attention
+from acmix.geometry import output_size
 from acmix.modules.base import ACmixBase
 
 
@@ -104,6 +107,25 @@ class ACmix2d(ACmixBase):
             backend=self.backend,
         )
         return out.flatten(1, 2)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds for one map of this input size (paper Table 1, and the position term).
+
+        Per window pixel and channel: one for q . k, one for the weighted value, and one for the two
+        additions in k_r + position_p - position_r, which Table 1 leaves out.
+        """
+        pixels = height * width
+        out_pixels = math.prod(output_size(height, width, self.stride))
+        total = 3 * self.in_channels * self.dim * pixels
+        if self.has_attention:
+            total += 2 * self.head_dim * pixels
+            total += 3 * self.kernel_att**2 * self.dim * out_pixels
+        return total + self.convolution_multiply_adds(pixels, out_pixels)
+
+    @staticmethod
+    def map_size(x: Tensor) -> tuple[int, int]:
+        """(H, W) of an input."""
+        return x.shape[2], x.shape[3]
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""

@@ -89,6 +89,15 @@ class ACmixBase(nn.Module):
         # Channel d * N + n: one kernel a group serves all N channels of the group.
         return out if self.dep_conv.learnable else out.repeat_interleave(self.num_heads, dim=1)
 
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds for one map of this input size (paper Table 1)."""
+        raise NotImplementedError
+
+    def convolution_multiply_adds(self, pixels: int, out_pixels: int) -> int:
+        """Multiply-adds of the convolution path: 3 k_c² C a pixel and k_c⁴ C an output pixel."""
+        taps = self.kernel_conv**2
+        return self.has_convolution * self.dim * (3 * taps * pixels + taps**2 * out_pixels)
+
     def combine(self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]) -> Tensor:
         """Mix the two paths, computing only those that the mode uses."""
         if self.mix == "attention":

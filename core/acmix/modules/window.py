@@ -126,6 +126,20 @@ class WindowACmix(ACmixBase):
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return bias.view(length, length, self.num_heads).permute(2, 0, 1)
 
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds for one map of this input size, padded to windows (paper Table 1)."""
+        win_h, win_w = self.window_size
+        pixels = (height + -height % win_h) * (width + -width % win_w)
+        total = 3 * self.dim**2 * pixels
+        if self.has_attention:
+            total += (self.dim**2 + 2 * win_h * win_w * self.dim) * pixels
+        return total + self.convolution_multiply_adds(pixels, pixels)
+
+    @staticmethod
+    def map_size(x: Tensor) -> tuple[int, int]:
+        """(H, W) of an input."""
+        return x.shape[1], x.shape[2]
+
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""
         return (

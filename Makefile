@@ -1,0 +1,45 @@
+include ci/venv.mk
+.DEFAULT_GOAL := help
+
+.PHONY: help install test test-fast lint format tables check-tables info bench clean
+help:
+	@echo "make install       everything into .venv, pinned"
+	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
+	@echo "make lint          style and format check; 'make format' mends"
+	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
+	@echo "make info          versions and backends"
+	@echo "make bench         timings on this machine"
+	@echo "make -C swin train, make -C resnet train: train the embedded model"
+
+install: $(INSTALLED)
+
+# One thread a process: the processes already fill the cores.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto $(ARGS)
+
+test-fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(INSTALLED)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+tables: $(INSTALLED)
+	$(PY) ci/tables.py --write
+
+check-tables: $(INSTALLED)
+	$(PY) ci/tables.py
+
+info: $(INSTALLED)
+	$(PY) -m acmix.info
+
+bench: $(INSTALLED)
+	$(PY) core/benchmarks/ratios.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

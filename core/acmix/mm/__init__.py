@@ -1,0 +1,14 @@
+"""Training and testing through MMEngine and MMPretrain; no other part of acmix imports them."""
+
+import warnings
+
+# mmcv-lite serves all that MMPretrain's models here need, so its absent ops are no news.
+warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
+# MMEngine's package look-up; the installed setuptools still has it.
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+
+from acmix.mm.digits import Digits  # noqa: E402
+from acmix.mm.runner import ACmixRunner  # noqa: E402
+from acmix.mm.weights import Conversion, load_weights  # noqa: E402
+
+__all__ = ["ACmixRunner", "Conversion", "Digits", "load_weights"]

@@ -1,0 +1,33 @@
+"""What every backbone adds to its MMPretrain parent."""
+
+from mmengine.model import PretrainedInit
+
+from acmix.checkpoint import read_checkpoint, state_dict_of
+from acmix.mm.weights import load_weights
+
+
+class ACmixBackbone:
+    """Mixin: ``init_cfg=dict(type='Pretrained', checkpoint=...)`` takes weights of any origin.
+
+    Goes before the MMPretrain class among the parents. Own checkpoints, released ones and those of
+    the plain baseline are read safely, renamed by the class's ``convert_state_dict``, and reported.
+    """
+
+    def init_weights(self) -> None:
+        """Initialise as MMPretrain does, or from the file that ``init_cfg`` names.
+
+        Raises:
+            CheckpointError: The file is no checkpoint or of another model.
+        """
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
+        files = [cfg for cfg in cfgs if cfg["type"] in ("Pretrained", PretrainedInit)]
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in files]
+        super().init_weights()
+        for cfg in files:
+            checkpoint = read_checkpoint(cfg["checkpoint"])
+            load_weights(self, state_dict_of(checkpoint), cfg["checkpoint"])
+
+    def train(self, mode: bool = True) -> "ACmixBackbone":
+        """Set the mode and return the backbone, which MMPretrain's own ones do not."""
+        super().train(mode)
+        return self

@@ -1,0 +1,139 @@
+"""Loading weights of any origin into a model, with a report and without silent loss."""
+
+from dataclasses import dataclass, field, replace
+
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+
+from acmix.errors import CheckpointError
+
+# Buffers that a model makes for itself.
+_DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
+
+
+@dataclass
+class Conversion:
+    """A state dict under the names of our classifiers, and what the renaming knows about it.
+
+    Attributes:
+        state_dict: ``backbone.*`` and ``head.*`` names.
+        origin: What the weights were made by, for the report.
+        defaults: Values of parameters that follow from the origin, for models that have them.
+        fresh: Names of the model that such weights can't fill: they keep their start.
+        dropped: Names of the weights that have no place in the model.
+        equivalent: Whether the model computes what the weights' own model did before training.
+    """
+
+    state_dict: dict[str, Tensor]
+    origin: str
+    defaults: dict[str, Tensor] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    equivalent: bool = True
+
+
+def load_weights(
+    model: nn.Module, state_dict: dict[str, Tensor], source: str, *, complete: bool = False
+) -> None:
+    """Load weights of ours, of the released code or of a plain baseline, and log what happened.
+
+    Args:
+        model: A classifier whose ``backbone`` has ``convert_state_dict``, or such a backbone.
+        state_dict: Weights under the names of their origin.
+        source: File name for messages.
+        complete: Whether every parameter must come from the file, as testing needs. Otherwise a
+            head of another class count starts anew, with a warning.
+
+    Raises:
+        CheckpointError: The weights are of another model, incomplete, or (when ``complete``) of
+            another number of classes.
+    """
+    backbone = getattr(model, "backbone", model)
+    conversion = backbone.convert_state_dict(state_dict)
+    if backbone is model:
+        conversion = _of_backbone(conversion)
+    own = model.state_dict()
+    defaults = {name: w for name, w in conversion.defaults.items() if name in own}
+    weights = conversion.state_dict | defaults
+    conversion.fresh = [name for name in conversion.fresh if name in own]
+    _check_fit(type(backbone).__name__, own, weights, conversion, source, complete)
+    loaded = {name: w for name, w in weights.items() if _fits(name, w, own)}
+    model.load_state_dict(loaded, strict=False)
+    _report(own, loaded, conversion, source)
+
+
+def _of_backbone(conversion: Conversion) -> Conversion:
+    """The backbone's part of a classifier's weights, without the prefix."""
+    prefix = "backbone."
+    names = (n for n in conversion.fresh if n.startswith(prefix))
+    return replace(
+        conversion,
+        state_dict=_strip(conversion.state_dict, prefix),
+        defaults=_strip(conversion.defaults, prefix),
+        fresh=[name.removeprefix(prefix) for name in names],
+    )
+
+
+def _strip(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+
+
+def _fits(name: str, weight: Tensor, own: dict[str, Tensor]) -> bool:
+    # A table of another window size is resized by the model itself.
+    resized = name.endswith("relative_position_bias_table")
+    return name in own and (resized or own[name].shape == weight.shape)
+
+
+def _check_fit(
+    kind: str,
+    own: dict[str, Tensor],
+    weights: dict[str, Tensor],
+    conversion: Conversion,
+    source: str,
+    complete: bool,
+) -> None:
+    if not any(_fits(n, w, own) for n, w in weights.items() if not n.startswith("head.")):
+        raise CheckpointError(
+            f"{source}: none of its {len(weights)} weights fits {kind} "
+            f"(it holds {', '.join(list(weights)[:3])}, ...); give a checkpoint of this model"
+        )
+    skip = set(conversion.fresh)
+    missing = [n for n in own if n not in weights and n not in skip and not n.endswith(_DERIVED)]
+    wrong = [n for n in own if n in weights and not _fits(n, weights[n], own)]
+    head = [n for n in missing + wrong if n.startswith("head.")]
+    broken = [n for n in missing + wrong if n not in head]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} of {len(own)} weights are missing or of another size ("
+            f"{_shapes(broken[0], weights, own)}, ...); give the configured model's checkpoint"
+        )
+    if head and complete:
+        raise CheckpointError(
+            f"{source}: its classes don't fit the configured model "
+            f"({_shapes(head[0], weights, own)}); set model.head.num_classes with --cfg-options"
+        )
+    if complete and not conversion.equivalent:
+        raise CheckpointError(
+            f"{source}: {conversion.origin} can start a training but not be tested as ACmix, "
+            f"as it lacks {len(conversion.fresh)} of its weights; train first, with load_from=..."
+        )
+
+
+def _shapes(name: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    theirs = tuple(weights[name].shape) if name in weights else "absent"
+    return f"{name}: {theirs} in the file, {tuple(own[name].shape)} in the model"
+
+
+def _report(
+    own: dict[str, Tensor], loaded: dict[str, Tensor], conversion: Conversion, source: str
+) -> None:
+    logger = MMLogger.get_current_instance()
+    logger.info(f"Loaded {len(loaded)} tensors from {source} ({conversion.origin})")
+    if conversion.fresh:
+        logger.info(f"Not in the file, kept at their start: {', '.join(conversion.fresh)}")
+    unused = [n for n in conversion.state_dict if n not in loaded and not n.endswith(_DERIVED)]
+    if unused + conversion.dropped:
+        logger.warning(f"In the file, but not used: {', '.join(unused + conversion.dropped)}")
+    anew = [n for n in own if n.startswith("head.") and n not in loaded]
+    if anew:
+        logger.warning(f"Other classes than the file's, starting anew: {', '.join(anew)}")

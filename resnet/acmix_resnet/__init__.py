@@ -1,0 +1,6 @@
+"""ResNet with ACmix for MMPretrain: importing it registers ``ACmixResNet``."""
+
+from acmix_resnet.backbone import ACmixResNet
+from acmix_resnet.convert import convert_state_dict
+
+__all__ = ["ACmixResNet", "convert_state_dict"]

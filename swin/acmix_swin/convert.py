@@ -1,0 +1,118 @@
+"""Names of Swin weights: the authors' release, plain Swin of three origins, and our own."""
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from acmix.mm.weights import Conversion
+
+# (pattern, replacement) on whole names; what no pattern matches keeps its name.
+_RELEASED = [
+    (r"^patch_embed\.proj\.", "patch_embed.projection."),
+    (r"^layers\.(\d+)\.", r"stages.\1."),
+    (r"\.attn\.", ".attn.w_msa."),
+    (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
+    (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+]
+_TORCHVISION = [
+    (r"^features\.0\.0\.", "patch_embed.projection."),
+    (r"^features\.0\.2\.", "patch_embed.norm."),
+    (r"\.attn\.", ".attn.w_msa."),
+    (r"\.mlp\.0\.", ".ffn.layers.0.0."),
+    (r"\.mlp\.3\.", ".ffn.layers.1."),
+]
+# Buffers that follow from the sizes; the model makes its own.
+_DERIVED = re.compile(r"\.(attn_mask|relative_position_index)$")
+
+
+def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
+    """Rename Swin weights of any known origin to those of an ``ACmixSwinTransformer`` classifier.
+
+    Known are the authors' release, Microsoft's plain Swin (the same names), torchvision's and
+    MMPretrain's plain Swin, and our own, with or without ``backbone.``. Names of no known
+    origin pass unchanged, for the caller to report. Plain weights come with alpha = 1 and
+    beta = 0.
+
+    Args:
+        state_dict: Weights, name to tensor.
+
+    Returns:
+        Weights under our names; for a plain Swin also the names that stay at their start.
+    """
+    weights = {n: w for n, w in state_dict.items() if not _DERIVED.search(n)}
+    if "features.0.0.weight" in weights:
+        weights, origin = _rename(weights, _torchvision_name), "torchvision"
+    elif "patch_embed.proj.weight" in weights:
+        weights, origin = _rename(weights, _released_name), "released names"
+    elif any(name.startswith("stages.") for name in weights):
+        return _with_mix(_rename(weights, lambda name: name), "backbone")
+    else:
+        return _with_mix(weights, "classifier")
+    return _with_mix(_reorder_patch_merging(weights), origin)
+
+
+def _rename(weights: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Rename, put backbone weights under ``backbone.``, the head and last norm in their place."""
+    names = {name: rename(name) for name in weights}
+    stages = [int(m[1]) for n in names.values() if (m := re.match(r"stages\.(\d+)\.", n))]
+    last = f"norm{max(stages, default=0)}."
+    out = {}
+    for name, new in names.items():
+        if new.startswith("head."):
+            new = re.sub(r"^head\.(fc\.)?", "head.fc.", new)
+        else:
+            new = "backbone." + re.sub(r"^norm\.", last, new)
+        out[new] = weights[name]
+    return out
+
+
+def _released_name(name: str) -> str:
+    return _substitute(name, _RELEASED)
+
+
+def _torchvision_name(name: str) -> str:
+    name = _substitute(name, _TORCHVISION)
+    match = re.match(r"features\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    # Stages and patch mergings take turns: 1, 3, 5, 7 and 2, 4, 6.
+    index, rest = int(match[1]), match[2]
+    part = "blocks" if index % 2 else "downsample"
+    return f"stages.{(index - 1) // 2}.{part}.{rest}"
+
+
+def _substitute(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _reorder_patch_merging(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """From pixel-major input channels to MMCV's channel-major ones.
+
+    Swin concatenates the pixels (0,0), (1,0), (0,1), (1,1) [row, column]; MMCV unfolds each
+    channel row by row.
+    """
+    pattern = re.compile(r"\.downsample\.(norm\.(weight|bias)|reduction\.weight)$")
+    return {n: _channel_major(w) if pattern.search(n) else w for n, w in weights.items()}
+
+
+def _channel_major(weight: Tensor) -> Tensor:
+    pixels = weight.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
+    return pixels.transpose(-1, -2).flatten(-2)
+
+
+def _with_mix(weights: dict[str, Tensor], origin: str) -> Conversion:
+    """Say that plain weights mean alpha = 1 and beta = 0."""
+    layers = [n.removesuffix("qkv.weight") for n in weights if n.endswith("w_msa.qkv.weight")]
+    acmix = any(n.endswith(("w_msa.rate1", "w_msa.fc.weight")) for n in weights)
+    if acmix or not layers:
+        return Conversion(weights, f"ACmix, {origin}")
+    defaults, fresh = {}, []
+    for layer in layers:
+        defaults[f"{layer}rate1"] = torch.ones(1)
+        defaults[f"{layer}rate2"] = torch.zeros(1)
+        fresh += [layer + name for name in ("fc.weight", "fc.bias", "dep_conv.weight")]
+    return Conversion(weights, f"plain Swin, {origin}", defaults, fresh)

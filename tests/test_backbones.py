@@ -1,0 +1,195 @@
+"""The contract of every backbone, family by family."""
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from acmix.complexity import count_multiply_adds, count_parameters
+from acmix.modules import ACmixBase
+from families import FAMILIES
+from support import ROOT
+
+EVERY_STAGE = (0, 1, 2, 3)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    torch.manual_seed(0)
+    return FAMILIES[request.param]
+
+
+def stage_sizes(height, width):
+    sizes = []
+    for stride in (4, 8, 16, 32):
+        sizes.append((-(-height // stride), -(-width // stride)))
+    return sizes
+
+
+@pytest.mark.parametrize("size", [(200, 333), (97, 61), (64, 64), (33, 32)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_feature_maps_have_the_expected_sizes(family, size, batch):
+    backbone = family.build(out_indices=EVERY_STAGE).eval()
+    maps = backbone(torch.randn(batch, 3, *size))
+    expected = [(batch, c, *s) for c, s in zip(family.channels, stage_sizes(*size), strict=True)]
+    assert [tuple(m.shape) for m in maps] == expected
+
+
+@pytest.mark.parametrize("out_indices", [(3,), (1, 3), (0, 2)])
+def test_out_indices_choose_the_maps(family, out_indices):
+    x = torch.randn(1, 3, 64, 64)
+    every = family.build(out_indices=EVERY_STAGE).eval()
+    some = family.build(out_indices=out_indices).eval()
+    some.load_state_dict({k: v for k, v in every.state_dict().items() if k in some.state_dict()})
+    for index, chosen in zip(out_indices, some(x), strict=True):
+        torch.testing.assert_close(chosen, every(x)[index])
+
+
+def test_every_parameter_gets_a_gradient(family):
+    backbone = family.build(out_indices=EVERY_STAGE)
+    backbone.init_weights()
+    backbone.train()
+    sum(m.square().mean() for m in backbone(torch.randn(2, 3, 96, 64))).backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_initialisation_leaves_shifts_and_rates_alone(family):
+    classifier_init = [
+        dict(type="TruncNormal", layer=["Linear", "Conv2d"], std=0.02, bias=0.0),
+        dict(type="Kaiming", layer="Conv2d"),
+        dict(type="Constant", val=1, layer="_BatchNorm"),
+    ]
+    for options in ({}, dict(init_cfg=classifier_init)):
+        backbone = family.build(**options)
+        backbone.init_weights()
+        layers = [m for m in backbone.modules() if isinstance(m, ACmixBase)]
+        assert len(layers) == 8
+        for layer in layers:
+            taps = torch.eye(9).view(1, 9, 3, 3).expand_as(layer.dep_conv.weight)
+            assert torch.equal(layer.dep_conv.weight, taps)
+            assert layer.rate1.item() == layer.rate2.item() == 0.5
+
+
+def test_initialisation_changes_the_other_weights(family):
+    backbone = family.build()
+    before = {name: p.clone() for name, p in backbone.named_parameters() if p.dim() > 1}
+    backbone.init_weights()
+    unchanged = [n for n, p in backbone.named_parameters() if p.dim() > 1 and p.equal(before[n])]
+    if family is FAMILIES["swin"]:
+        # MMPretrain initialises Swin's linear layers in the classifier, not in the backbone.
+        backbone.init_cfg = dict(type="TruncNormal", layer="Linear", std=0.02)
+        backbone._is_init = False
+        backbone.init_weights()
+        unchanged = [
+            n
+            for n, p in backbone.named_parameters()
+            if "qkv" in n and p.equal(before.get(n, p + 1))
+        ]
+    assert all("dep_conv" in name for name in unchanged), unchanged
+
+
+def test_gradient_checkpointing_equals_plain(family):
+    plain, saving = family.build(), family.build(with_cp=True)
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    outs, grads = [], []
+    for backbone in (plain.eval(), saving.eval()):
+        backbone.zero_grad()
+        out = backbone(x)[0]
+        out.square().mean().backward()
+        outs.append(out.detach())
+        grads.append([p.grad for p in backbone.parameters()])
+    torch.testing.assert_close(outs[1], outs[0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_frozen_stages_have_no_gradient(family, frozen):
+    backbone = family.build(frozen_stages=frozen, out_indices=EVERY_STAGE)
+    backbone.train()
+    free = [p for p in backbone.parameters() if p.requires_grad]
+    assert 0 < len(free) < len(list(backbone.parameters()))
+    sum(m.mean() for m in backbone(torch.randn(2, 3, 64, 64))).backward()
+    assert all(p.grad is None for p in backbone.parameters() if not p.requires_grad)
+    stopped = [
+        m for m in backbone.modules() if isinstance(m, ACmixBase) and not m.rate1.requires_grad
+    ]
+    assert len(stopped) == (frozen if family is FAMILIES["resnet"] else 0) or stopped
+    assert all(not m.training for m in stopped)
+
+
+def test_drop_path_rate_acts_in_training_only(family):
+    backbone = family.build(drop_path_rate=0.9)
+    x = torch.randn(8, 3, 64, 64)
+    torch.testing.assert_close(backbone.eval()(x), backbone.eval()(x))
+    dropping = [m for m in backbone.modules() if type(m).__name__ == "DropPath"]
+    assert max(m.drop_prob for m in dropping) == pytest.approx(0.9)
+
+
+def test_norm_eval_stops_batch_statistics(family):
+    backbone = family.build(norm_eval=True).train()
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(not m.training for m in norms)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_single(family, dtype):
+    backbone = family.build().eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = backbone(x)[0]
+    actual = backbone.to(dtype)(x.to(dtype))[0]
+    assert actual.dtype == dtype
+    error = (actual.float() - expected).norm() / expected.norm()
+    assert error < 16 * torch.finfo(dtype).eps
+
+
+def test_channels_last_equals_contiguous(family):
+    backbone = family.build(out_indices=EVERY_STAGE).eval()
+    x = torch.randn(2, 3, 97, 61)
+    expected = backbone(x)
+    actual = backbone.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_backbone_compiles(family):
+    backbone = family.build().eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        actual = torch.compile(backbone, backend="aot_eager")(x)[0]
+        torch.testing.assert_close(actual, backbone(x)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mix", ["attention", "convolution", "one_one"])
+def test_mix_reaches_every_layer(family, mix):
+    backbone = family.build(mix=mix)
+    layers = [m for m in backbone.modules() if isinstance(m, ACmixBase)]
+    assert {layer.mix for layer in layers} == {mix}
+    assert backbone(torch.randn(1, 3, 64, 64))[0].isfinite().all()
+
+
+def paper_models():
+    found = []
+    for name, family in FAMILIES.items():
+        for model in yaml.safe_load((ROOT / name / "metafile.yml").read_text())["Models"]:
+            found.append(pytest.param(*family.full[model["Name"]], model, id=model["Name"]))
+    return found
+
+
+@pytest.mark.parametrize(("build", "features", "model"), paper_models())
+def test_sizes_are_those_of_the_metafile_and_near_the_papers(build, features, model):
+    network = nn.Sequential(build(), _LastMap(), nn.Linear(features, 1000))
+    parameters, operations = count_parameters(network), count_multiply_adds(network)
+    assert parameters == model["Metadata"]["Parameters"]
+    assert operations == model["Metadata"]["FLOPs"]
+    printed = model["Paper"]["FLOPs"].removesuffix("G")
+    assert (
+        abs(operations / 1e9 / float(printed) - 1) <= 0.03 or f"{operations / 1e9:.1f}" == printed
+    )
+
+
+class _LastMap(nn.Module):
+    def forward(self, maps):
+        return maps[-1].mean(dim=(-2, -1))
