@@ -51,6 +51,8 @@ def _train(project: Path, argv: Sequence[str] | None) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
+        if not torch.cuda.is_available():
+            raise InputError("--amp: mixed precision training needs a GPU; leave it out here")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if args.resume is not None:
@@ -151,7 +153,10 @@ def _test_parser() -> argparse.ArgumentParser:
 def _load_config(project: Path, args: argparse.Namespace) -> Config:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     path = _find_config(project, Path(args.config))
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise InputError(f"config {path}: line {error.lineno}: {error.msg}") from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
@@ -256,14 +261,14 @@ def _explain(error: Exception) -> str | None:
         return worker[1].strip() if worker else text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left to write {error.filename or 'a file'}; free some and run again"
-    image = re.search(r"failed to load image: (\S.*)", text)
-    if image:
-        return f"image {image[1].strip()} can't be decoded; repair it or remove it from the data"
+    images = re.findall(r"failed to load image: ([^{\n]+)", text)
+    if images:
+        return f"image {images[-1]} can't be decoded; repair it or remove it from the data"
     missing = re.search(r"No such file or directory: '(.+?)'", text)
     if missing:
         return f"file {missing[1]} not found; check data_root and the annotation file"
     if isinstance(error, ImportError) and "custom modules" in text:
         return f"{text}; install the project with 'make install', or 'pip install -e' its folder"
-    if isinstance(error, SyntaxError):
-        return f"config {error.filename}, line {error.lineno}: {error.msg}"
+    if "end should be larger than begin" in text:
+        return "param_scheduler: begins after train_cfg.max_epochs; shorten the warm-up with it"
     return None

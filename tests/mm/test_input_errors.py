@@ -1,0 +1,143 @@
+"""Bad input ends with one short message and exit code 2, before anything is built."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from acmix import InputError
+from acmix.mm import cli
+from acmix.mm.runner import ACmixRunner
+from support import ROOT
+
+SWIN = ROOT / "swin"
+DIGITS = "configs/acmix-swin-nano_1xb64_digits-32px.py"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+
+def message(command, *arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(SWIN, [str(a) for a in arguments])
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert text.count("error: ") == 1
+    assert "Traceback" not in text
+    return text.split("error: ")[1]
+
+
+def test_missing_config(capsys):
+    text = message(cli.train, "configs/acmix-swin-tinny_8xb128_in1k.py", capsys=capsys)
+    assert text == (
+        "config configs/acmix-swin-tinny_8xb128_in1k.py not found; "
+        "did you mean 'acmix-swin-tiny_8xb128_in1k.py'?"
+    )
+
+
+def test_config_with_a_syntax_error(capsys):
+    Path("broken.py").write_text("model = dict(\n")
+    assert "broken.py" in message(cli.train, "broken.py", capsys=capsys)
+
+
+def test_missing_data_folder(capsys):
+    config = "configs/acmix-swin-tiny_8xb128_in1k.py"
+    text = message(cli.train, config, "--cfg-options", "data_root=nowhere", capsys=capsys)
+    assert text == (
+        "train_dataloader: data folder nowhere/train not found; "
+        "give the folder that holds train/ and val/ with --cfg-options data_root=..."
+    )
+
+
+def test_mixed_precision_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert message(cli.train, DIGITS, "--amp", capsys=capsys).startswith("--amp: mixed precision")
+
+
+def test_misspelt_data_folder_is_suggested(capsys):
+    Path("pets").mkdir()
+    config = "configs/acmix-swin-tiny_1xb32_imagefolder.py"
+    text = message(cli.train, config, "--cfg-options", "data_root=pet", capsys=capsys)
+    assert "did you mean 'pets'?" in text
+
+
+def test_data_folder_without_classes(capsys):
+    for split in ("train", "val"):
+        Path("pets", split).mkdir(parents=True)
+    config = "configs/acmix-swin-tiny_1xb32_imagefolder.py"
+    text = message(cli.train, config, "--cfg-options", "data_root=pets", capsys=capsys)
+    assert text == "pets/train: has no class folders; put the images of each class into one"
+
+
+def test_missing_checkpoint(capsys):
+    Path("epoch_12.pth").touch()
+    text = message(cli.test, DIGITS, "epoch_2.pth", capsys=capsys)
+    assert text == "checkpoint epoch_2.pth not found; did you mean 'epoch_12.pth'?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--out", "x.txt"], "--out=x.txt: give a name that ends in .pkl or .pickle"),
+        (["--out", "no/x.pkl"], "--out=no/x.pkl: its folder does not exist; create it first"),
+        (["--out-item", "metrics"], "--out-item=metrics: give the file to write with --out"),
+    ],
+)
+def test_bad_output_file(arguments, expected, capsys):
+    assert message(cli.test, DIGITS, "x.pth", *arguments, capsys=capsys) == expected
+
+
+def test_options_may_be_given_more_than_once():
+    parser = cli._train_parser()
+    args = parser.parse_args(["c.py", "--cfg-options", "a=1", "b=2", "--cfg-options", "b=3"])
+    assert args.cfg_options == {"a": 1, "b": 3}
+
+
+def digits_runner(**changes):
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(SWIN / DIGITS)
+    cfg.work_dir = "work"
+    cfg.merge_from_dict(changes)
+    return ACmixRunner.from_cfg(cfg)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(monkeypatch):
+    runner = digits_runner()
+    runner.train_loop  # noqa: B018  builds what a checkpoint holds
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    Path("work", "epoch_1.pth").write_bytes(b"previous")
+
+    def full(*args, **kwargs):
+        Path("work", "epoch_1.pth.partial").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mmengine.runner.runner.save_checkpoint", full)
+    with pytest.raises(InputError, match="no space left to save the checkpoint"):
+        runner.save_checkpoint("work", "epoch_1.pth", save_param_scheduler=False)
+    assert Path("work", "epoch_1.pth").read_bytes() == b"previous"
+    assert not Path("work", "epoch_1.pth.partial").exists()
+
+
+class _Code:
+    def __reduce__(self):
+        return (Path("executed").touch, ())
+
+
+def test_a_checkpoint_that_hides_code_is_refused(capsys):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "config": _Code()}, "evil.pth")
+    text = message(cli.test, DIGITS, "evil.pth", "--work-dir", "work", capsys=capsys)
+    assert "evil.pth" in text
+    assert not Path("executed").exists()
+
+
+def test_resuming_from_weights_alone_is_refused(capsys):
+    torch.save({"state_dict": {"backbone.a": torch.zeros(1)}}, "weights.pth")
+    text = message(
+        cli.train, DIGITS, "--resume", "weights.pth", "--work-dir", "work", capsys=capsys
+    )
+    assert text.startswith("weights.pth: has weights but no training state to resume")

@@ -1,0 +1,292 @@
+"""The training and testing commands, as a user runs them."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from support import GOLDEN, ROOT
+
+DIGITS = {
+    "resnet": "acmix-resnet26-narrow_1xb64_digits-32px",
+    "swin": "acmix-swin-nano_1xb64_digits-32px",
+}
+# A run small enough for a test: 128 training and 40 test images.
+SMALL = [
+    "train_dataloader.dataset.indices=128",
+    "val_dataloader.dataset.indices=40",
+    "test_dataloader.dataset.indices=40",
+]
+
+
+def run_tool(project, tool, *arguments, cwd, check=True, processes=1):
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launch, ROOT / project / "tools" / f"{tool}.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def top1(output):
+    return float(re.findall(r"accuracy/top1: ([\d.]+)", output)[-1])
+
+
+def train_digits(project, cwd, *arguments, epochs=2, **options):
+    return run_tool(
+        project,
+        "train",
+        f"configs/{DIGITS[project]}.py",
+        "--cfg-options",
+        *SMALL,
+        f"train_cfg.max_epochs={epochs}",
+        *arguments,
+        cwd=cwd,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module", params=DIGITS)
+def trained(request, tmp_path_factory):
+    """A project, the folder it was trained from, and what the training printed."""
+    cwd = tmp_path_factory.mktemp(request.param)
+    result = train_digits(request.param, cwd)
+    return request.param, cwd, result.stdout
+
+
+@pytest.mark.slow
+def test_training_leaves_plain_checkpoints_logs_and_the_best_score(trained):
+    project, cwd, output = trained
+    folder = cwd / "work_dirs" / DIGITS[project]
+    checkpoint = torch.load(folder / "epoch_2.pth", weights_only=True)
+    assert checkpoint["meta"]["epoch"] == 2
+    assert checkpoint["message_hub"]["log_scalars"]
+    assert list(folder.glob("best_accuracy_top1_epoch_*.pth"))
+    assert list(folder.glob("*/vis_data/events.out.tfevents.*"))
+    assert not list(folder.glob("*.partial"))
+    assert re.search(r"eta: \d", output)
+    best = checkpoint["message_hub"]["runtime_info"]["best_score"]
+    assert f"best top-1 {best:.2f} %" in output
+
+
+@pytest.mark.slow
+def test_testing_reproduces_the_score_from_the_file(trained, tmp_path):
+    project, cwd, output = trained
+    checkpoint = cwd / "work_dirs" / DIGITS[project] / "epoch_2.pth"
+    config = f"configs/{DIGITS[project]}.py"
+    arguments = [
+        "--cfg-options",
+        *SMALL,
+        "--out",
+        tmp_path / "metrics.json",
+        "--out-item",
+        "metrics",
+    ]
+    result = run_tool(project, "test", config, checkpoint, *arguments, cwd=tmp_path)
+    assert top1(result.stdout) == top1(output)
+    assert json.loads((tmp_path / "metrics.json").read_text())["accuracy/top1"] == pytest.approx(
+        top1(output), abs=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_resume_continues_a_stopped_run(trained):
+    project, cwd, output = trained
+    result = train_digits(project, cwd, "--resume", epochs=3)
+    assert "resumed epoch: 2, iter: 4" in result.stdout
+    assert "Epoch(val) [3]" in result.stdout
+    assert "Epoch(val) [2]" not in result.stdout
+    final = cwd / "work_dirs" / DIGITS[project] / "epoch_3.pth"
+    steps = torch.load(final, weights_only=True)["optimizer"]["state"]
+    assert {int(state["step"]) for state in steps.values() if "step" in state} == {6}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
+    for folder, epochs in (("whole", (2,)), ("halves", (1, 2))):
+        (tmp_path / folder).mkdir()
+        for last in epochs:
+            # One schedule for both: the run is stopped, not planned shorter.
+            train_digits(
+                "resnet",
+                tmp_path / folder,
+                "param_scheduler=None",
+                *(["--resume"] if last > 1 and len(epochs) > 1 else []),
+                epochs=last,
+            )
+    paths = [
+        tmp_path / f / "work_dirs" / DIGITS["resnet"] / "epoch_2.pth" for f in ("whole", "halves")
+    ]
+    whole, halves = (torch.load(path, weights_only=True) for path in paths)
+    assert halves["meta"]["iter"] == whole["meta"]["iter"]
+    history = [c["message_hub"]["log_scalars"]["train/loss"]["log"] for c in (whole, halves)]
+    assert len(history[0]) == len(history[1])
+    torch.testing.assert_close(history[1][:2], history[0][:2])
+
+
+@pytest.mark.slow
+def test_predictions_flips_amp_and_pictures(trained, tmp_path):
+    project, cwd, _ = trained
+    checkpoint = cwd / "work_dirs" / DIGITS[project] / "epoch_2.pth"
+    config = ROOT / project / "configs" / f"{DIGITS[project]}.py"
+    flags = ["--out", tmp_path / "predictions.pkl", "--tta", "--amp", "--work-dir", tmp_path]
+    run_tool(project, "test", config, checkpoint, "--cfg-options", *SMALL, *flags, cwd=tmp_path)
+    with (tmp_path / "predictions.pkl").open("rb") as file:
+        assert len(pickle.load(file)) == 40
+
+
+@pytest.mark.slow
+def test_training_on_two_processes(tmp_path):
+    result = train_digits("swin", tmp_path, "--launcher", "pytorch", epochs=1, processes=2)
+    # 128 images, 64 on each of two processes at once: one iteration.
+    assert "Epoch(val) [1]" in result.stdout
+    path = tmp_path / "work_dirs" / DIGITS["swin"] / "epoch_1.pth"
+    assert torch.load(path, weights_only=True)["meta"]["iter"] == 1
+
+
+def save_image(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A folder in ImageNet's layout, with 1,000 classes of one image."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for label in range(1000):
+        for split in ("train", "val"):
+            save_image(root / split / f"n{label:08d}" / "image.jpg", label)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("project", "config"),
+    [("swin", "acmix-swin-tiny_8xb128_in1k"), ("resnet", "acmix-resnet26_8xb32_in1k")],
+)
+def test_imagenet_config_runs_end_to_end(project, config, imagenet, tmp_path):
+    options = [f"data_root={imagenet}", "train_cfg.max_epochs=1"]
+    if project == "swin":
+        # The warm-up of 20 epochs has no place in one.
+        options += ["param_scheduler.0.end=1", "param_scheduler.1.begin=0"]
+    for split, count in (("train", 4), ("val", 3), ("test", 3)):
+        options += [
+            f"{split}_dataloader.{key}"
+            for key in (f"dataset.indices={count}", "batch_size=2", "num_workers=0")
+        ]
+    config = f"configs/{config}.py"
+    result = run_tool(project, "train", config, "--cfg-options", *options, cwd=tmp_path)
+    assert "Epoch(val) [1][2/2]" in result.stdout
+    checkpoint = next(tmp_path.glob("work_dirs/*/epoch_1.pth"))
+    tested = run_tool(project, "test", config, checkpoint, "--cfg-options", *options, cwd=tmp_path)
+    assert top1(tested.stdout) == top1(result.stdout)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of the user's own."""
+    for name in ("cat", "dog", "owl"):
+        for split in ("train", "val"):
+            for seed in range(2):
+                save_image(tmp_path / "pets" / split / name / f"{seed}.png", seed)
+    return tmp_path / "pets"
+
+
+def folder_options(folder):
+    sizes = [
+        f"{split}_dataloader.{key}"
+        for split in ("train", "val", "test")
+        for key in ("batch_size=2", "num_workers=0")
+    ]
+    return [
+        f"data_root={folder}",
+        *sizes,
+        "train_cfg.max_epochs=1",
+        "optim_wrapper.accumulative_counts=1",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("project", "config"),
+    [("swin", "acmix-swin-tiny_1xb32_imagefolder"), ("resnet", "acmix-resnet26_1xb32_imagefolder")],
+)
+def test_a_folder_of_own_images_trains(project, config, folder, tmp_path):
+    options = ["--cfg-options", *folder_options(folder)]
+    run_tool(project, "train", f"configs/{config}.py", *options, cwd=tmp_path)
+    weights = torch.load(next(tmp_path.glob("work_dirs/*/epoch_1.pth")), weights_only=True)
+    assert weights["state_dict"]["head.fc.weight"].shape[0] == 3
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_is_named(folder, tmp_path):
+    bad = folder / "train" / "owl" / "0.png"
+    bad.write_bytes(b"not an image")
+    config = "configs/acmix-resnet26_1xb32_imagefolder.py"
+    for workers in (0, 1):
+        options = [*folder_options(folder), f"train_dataloader.num_workers={workers}"]
+        result = run_tool(
+            "resnet", "train", config, "--cfg-options", *options, cwd=tmp_path, check=False
+        )
+        assert result.returncode == 2
+        assert result.stderr.strip().splitlines()[-1] == (
+            f"error: image {bad} can't be decoded; repair it or remove it from the data"
+        )
+
+
+@pytest.mark.slow
+def test_the_wrong_class_count_is_named_before_training(folder, tmp_path):
+    config = "configs/acmix-resnet26_1xb32_imagefolder.py"
+    options = [*folder_options(folder), "model.head.num_classes=5"]
+    result = run_tool(
+        "resnet", "train", config, "--cfg-options", *options, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 2
+    assert "error: model.head.num_classes=5: the training data have 3 classes; set" in result.stderr
+    assert not list(tmp_path.glob("work_dirs/*/*.pth"))
+
+
+@pytest.mark.slow
+def test_a_released_checkpoint_is_tested_directly(tmp_path):
+    released = GOLDEN / "official_swin_mini.pth"
+    if not released.is_file():
+        pytest.skip("the released-style checkpoint is not at hand")
+    options = [
+        "model.backbone.arch.embed_dims=24",
+        "model.backbone.arch.num_heads=[2,4]",
+        "model.backbone.window_size=7",
+        "model.head.in_channels=48",
+        *SMALL,
+    ]
+    config = f"configs/{DIGITS['swin']}.py"
+    result = run_tool("swin", "test", config, released, "--cfg-options", *options, cwd=tmp_path)
+    assert 0 <= top1(result.stdout) <= 100
+    assert "Loaded" in result.stdout
+    assert "but not used" not in result.stdout
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_other_project_is_refused(trained, tmp_path):
+    project, cwd, _ = trained
+    other = {"resnet": "swin", "swin": "resnet"}[project]
+    checkpoint = cwd / "work_dirs" / DIGITS[project] / "epoch_2.pth"
+    result = run_tool(
+        other, "test", f"configs/{DIGITS[other]}.py", checkpoint, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "give a checkpoint of this model" in last

@@ -1,0 +1,117 @@
+"""Every config is built and stepped; the ImageNet ones run end to end on a tiny data set."""
+
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import DATASETS, MODELS
+from mmpretrain.structures import DataSample
+
+import acmix.mm  # noqa: F401  registers the runner and the digits
+from acmix.modules import ACmixBase
+from support import ROOT
+
+CONFIGS = sorted(p for project in ("resnet", "swin") for p in ROOT.glob(f"{project}/configs/*.py"))
+GRAMMAR = re.compile(r"acmix-[a-z0-9-]+_(\d+)xb(\d+)_(in1k|imagefolder|digits-32px)\.py")
+
+
+def ids(path):
+    return path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+def test_config_builds_and_steps(path):
+    cfg = Config.fromfile(path)
+    cfg.model.head.num_classes = cfg.model.head.num_classes or 3
+    cfg.model.data_preprocessor = dict(
+        cfg.data_preprocessor, num_classes=cfg.model.head.num_classes
+    )
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.train()
+    samples = [DataSample().set_gt_label(label) for label in (0, 1)]
+    data = model.data_preprocessor(
+        dict(inputs=torch.randint(0, 255, (2, 3, 64, 64)), data_samples=samples), training=True
+    )
+    loss = sum(model(**data, mode="loss").values())
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+def test_config_initialisation_keeps_shifts_and_rates(path):
+    cfg = Config.fromfile(path)
+    cfg.model.head.num_classes = cfg.model.head.num_classes or 3
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for layer in (m for m in model.modules() if isinstance(m, ACmixBase)):
+        taps = torch.eye(9).view(1, 9, 3, 3).expand_as(layer.dep_conv.weight)
+        assert torch.equal(layer.dep_conv.weight, taps)
+        assert layer.rate1.item() == layer.rate2.item() == 0.5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+def test_config_name_tells_the_recipe(path):
+    match = GRAMMAR.fullmatch(path.name)
+    assert match, path.name
+    cfg = Config.fromfile(path)
+    assert cfg.train_dataloader.batch_size == int(match[2])
+    scale = cfg.get("auto_scale_lr")
+    if scale is not None:
+        assert scale.base_batch_size == int(match[1]) * int(match[2])
+
+
+def in1k(name):
+    return Config.fromfile(next(p for p in CONFIGS if p.stem == name))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_swin_recipe(size):
+    cfg = in1k(f"acmix-swin-{size}_8xb128_in1k")
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ("AdamW", 1e-3, 0.05)
+    assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
+    assert cfg.train_cfg.max_epochs == 300
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.end, warmup.start_factor * optimizer.lr) == (20, pytest.approx(1e-6))
+    assert (cosine.type, cosine.eta_min) == ("CosineAnnealingLR", 1e-5)
+    assert cfg.model.backbone.drop_path_rate == {"tiny": 0.2, "small": 0.3}[size]
+    assert [a.alpha for a in cfg.model.train_cfg.augments] == [0.8, 1.0]
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+
+
+@pytest.mark.parametrize("depth", [26, 38, 50])
+def test_resnet_recipe(depth):
+    cfg = in1k(f"acmix-resnet{depth}_8xb32_in1k")
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ("SGD", 0.1, 0.9)
+    assert optimizer.weight_decay == 1e-4
+    assert (cfg.train_cfg.max_epochs, cfg.param_scheduler.type) == (100, "CosineAnnealingLR")
+    assert cfg.model.backbone.depth == depth
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+
+
+def test_swin_recipe_spares_scalars_and_tables_from_weight_decay():
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = in1k("acmix-swin-tiny_8xb128_in1k")
+    model = MODELS.build(cfg.model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        spared = parameter.dim() == 1 or name.endswith("relative_position_bias_table")
+        assert decay[id(parameter)] == (0 if spared else 0.05), name
+
+
+def test_digits_are_split_once():
+    parts = [DATASETS.build(dict(type="Digits", split=split)) for split in ("train", "test")]
+    assert [len(part) for part in parts] == [1437, 360]
+    seen = [{part[i]["img"].tobytes() for i in range(len(part))} for part in parts]
+    assert len(seen[0] & seen[1]) == 0
+    assert parts[1].metainfo["classes"] == tuple("0123456789")
+    with pytest.raises(ValueError, match="choose from train, test"):
+        DATASETS.build(dict(type="Digits", split="val"))
