@@ -66,6 +66,7 @@ _FOREIGN: list[Any] = [
 _CONTAINER_KEYS = ("model", "state_dict")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
+_CUT_SHORT = "is damaged, most likely cut short: copy or download it again."
 _HEAD_BYTES = 256
 _SIGNATURES = (
     (b"\x89PNG", "a PNG image"),
@@ -188,9 +189,7 @@ def _other_zip(path: Path, file: BinaryIO) -> str | None:
             members = {name.rpartition("/")[2] for name in archive.namelist()}
     except Exception as error:
         # The list of members comes last in the file. zipfile raises much else than BadZipFile.
-        raise CheckpointError(
-            f"{path} is damaged, most likely cut short: copy or download it again."
-        ) from error
+        raise CheckpointError(f"{path} {_CUT_SHORT}") from error
     if "constants.pkl" in members:
         return "a TorchScript archive"
     return None if "data.pkl" in members else "another kind of zip archive"
@@ -216,16 +215,30 @@ def _load(path: Path, file: BinaryIO, map_location: str | torch.device | Callabl
         return None if _is_foreign(content) else _plain(content, {})
     except (MemoryError, OSError):
         raise
-    except pickle.UnpicklingError as error:
-        # Not chained: torch's message advises to switch the protection off.
-        raise _refusal(path, str(error)) from None
     except Exception as error:
-        # Damaged bytes can fail in any way within the unpickler.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(
-            f"{path} could not be read, copy or download it again if it is damaged.\n"
-            f"torch says: {reason}"
-        ) from error
+        # Damaged bytes can fail in any way within the unpickler. Its own refusals are not
+        # chained: their message advises to switch the protection off.
+        cause = None if isinstance(error, pickle.UnpicklingError) else error
+        raise _failure(path, file, error) from cause
+
+
+def _failure(path: Path, file: BinaryIO, error: Exception) -> CheckpointError:
+    if _is_cut_short(file):
+        return CheckpointError(f"{path} {_CUT_SHORT}")
+    if isinstance(error, pickle.UnpicklingError):
+        return _refusal(path, str(error))
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return CheckpointError(
+        f"{path} could not be read, copy or download it again if it is damaged.\nReason: {reason}"
+    )
+
+
+def _is_cut_short(file: BinaryIO) -> bool:
+    """Tell whether reading a file of the legacy format failed at the very end of the file."""
+    # There the name of a harmless class may be cut as well, and would look like a forbidden one.
+    position, end = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return position == end and file.read(1) == b"\x80"
 
 
 def _refusal(path: Path, message: str) -> CheckpointError:

@@ -73,11 +73,9 @@ def save(path, content, zipped=True):
 
 def released_config(node, depth=3):
     """A config as yacs makes it: nested, and with a state that holds sets."""
-    config = (
-        node(NAME="acmix_swin", LAYERS=[2, 2], MODEL=released_config(node, depth - 1))
-        if (depth)
-        else node(EMBED_DIM=24)
-    )
+    config = node(EMBED_DIM=24)
+    if depth:
+        config = node(NAME="acmix_swin", LAYERS=[2, 2], MODEL=released_config(node, depth - 1))
     config.__dict__.update({"__immutable__": True, "__deprecated_keys__": {"OLD"}})
     return config
 
@@ -241,15 +239,18 @@ def attacks(sentinel):
 ATTACKS = list(attacks(Path("sentinel")))
 
 
+@contextmanager
 def hidden_in_value(payload):
-    return {"model": weights(), "payload": payload}
+    yield {"model": weights(), "payload": payload}
 
 
+@contextmanager
 def hidden_in_config(payload):
     with foreign(YACS, dict) as node:
         yield {"model": weights(), "config": node(MODEL=node(payload=payload))}
 
 
+@contextmanager
 def hidden_in_config_state(payload):
     with foreign(YACS, dict) as node:
         config = node(NAME="acmix")
@@ -257,25 +258,29 @@ def hidden_in_config_state(payload):
         yield {"model": weights(), "config": config}
 
 
+@contextmanager
 def hidden_in_buffer_arguments(payload):
     with foreign(BUFFER) as buffer:
         yield {"state_dict": weights(), "log": Call(buffer, [payload])}
 
 
+@contextmanager
 def hidden_in_buffer_state(payload):
     with foreign(BUFFER) as buffer:
         yield {"state_dict": weights(), "log": Call(buffer, state={"_log_history": payload})}
 
 
+@contextmanager
 def hidden_in_array(payload):
     with foreign("numpy.ndarray") as array:
         yield {"state_dict": weights(), "log": Call(array, (1,), payload)}
 
 
+@contextmanager
 def hidden_in_tensor(payload):
     arguments = (torch.FloatTensor, (), {"hook": payload})
     rebuilt = Call(torch._tensor._rebuild_from_type_v2, payload, *arguments)
-    return {"state_dict": OrderedDict(weights(), extra=rebuilt)}
+    yield {"state_dict": OrderedDict(weights(), extra=rebuilt)}
 
 
 HIDEOUTS = [
@@ -296,10 +301,8 @@ def test_hidden_code_is_refused(tmp_path, monkeypatch, attack, hide, zipped):
     # An environment variable of torch that switches the protection off elsewhere.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     sentinel = tmp_path / "sentinel"
-    path = tmp_path / "evil.pth"
-    hidden = hide(attacks(sentinel)[attack])
-    for content in [hidden] if isinstance(hidden, dict) else hidden:
-        save(path, content, zipped)
+    with hide(attacks(sentinel)[attack]) as content:
+        path = save(tmp_path / "evil.pth", content, zipped)
 
     message = message_of(path)
 
@@ -319,7 +322,7 @@ def test_refusal_names_the_function(tmp_path, attack, name):
 def test_payloads_work_without_protection(tmp_path):
     """The attacks above are real: torch without its protection falls for them."""
     sentinel = tmp_path / "sentinel"
-    path = save(tmp_path / "evil.pth", hidden_in_value(attacks(sentinel)["exec"]))
+    path = save(tmp_path / "evil.pth", {"payload": attacks(sentinel)["exec"]})
     torch.load(path, weights_only=False)
     assert sentinel.exists()
 
@@ -376,7 +379,8 @@ def test_unreadable(tmp_path, monkeypatch):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         (b"\x10\0\0\0\0\0\0\0" + b'{"a":{}}        ', "a safetensors file"),
         (bytes(range(64)), "a file of another kind"),
-        (b"\x80\x04\x95", "damaged or no file of torch.save"),
+        (b"\x80\x04\x95", "damaged, most likely cut short"),
+        (b"\x80\x04\x95" + bytes(100), "damaged or no file of torch.save"),
         (b"\x80\x02}q\x00.", "could not be read"),
     ],
 )
@@ -411,10 +415,11 @@ def test_every_truncation_is_noticed(tmp_path, zipped):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         message = message_of(path)
-        if zipped and length > 4:
-            assert "most likely cut short" in message
+        assert "refused" not in message
+        assert "again" in message or message.endswith("but a text file: pass a file of torch.save.")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_flipped_bytes_end_in_a_dict_or_a_clear_error(tmp_path):
     whole = save(tmp_path / "whole.pth", {"model": weights(), "epoch": 1}).read_bytes()
     path = tmp_path / "flipped.pth"
@@ -439,7 +444,7 @@ def test_nesting_too_deep_to_copy(tmp_path):
         for name in source.namelist():
             nested = b"\x80\x02}X\x01\0\0\0a" + b"]" * 5000 + b"a" * 4999 + b"s."
             target.writestr(name, nested if name.endswith("data.pkl") else source.read(name))
-    assert "could not be read" in message_of(deep)
+    assert "recursion" in message_of(deep)
 
 
 @pytest.mark.parametrize("content", [torch.ones(2), [torch.ones(2)], "weights", None, 3])

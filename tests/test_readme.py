@@ -1,0 +1,89 @@
+"""What the READMEs tell users to type: snippets run, commands name what exists."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from acmix.mm import cli
+from support import ROOT
+
+READMES = [ROOT / name / "README.md" for name in ("", "core", "resnet", "swin")]
+
+
+def blocks(language):
+    found = []
+    for path in READMES:
+        text = path.read_text()
+        for number, body in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)):
+            name = f"{path.parent.name if path.parent != ROOT else 'root'}-{number}"
+            found.append(pytest.param(path, body, id=name))
+    return found
+
+
+def commands():
+    found = []
+    for parameter in blocks("bash"):
+        path, body = parameter.values
+        for line in body.strip().splitlines():
+            words = shlex.split(line, comments=True)
+            found.append(pytest.param(path.parent, words, id=f"{parameter.id}: {' '.join(words)}"))
+    return found
+
+
+@pytest.mark.parametrize(("path", "snippet"), blocks("python"))
+def test_snippet_runs(path, snippet, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    promised = re.findall(r"print\(.*\)  # (.*)", snippet)
+    assert result.stdout.strip().splitlines() == promised
+
+
+@pytest.mark.parametrize(("folder", "words"), commands())
+def test_command_names_what_exists(folder, words):
+    checks = {"make": check_make, "pip": check_pip, ".venv/bin/python": check_tool}
+    checks[words[0]](folder, words[1:])
+
+
+def check_make(folder, words):
+    if words[:1] == ["-C"]:
+        folder, words = folder / words[1], words[2:]
+    dry = subprocess.run(
+        ["make", "--dry-run", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert dry.returncode == 0, dry.stderr
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    assert settings.keys() <= {"CONFIG", "CHECKPOINT", "DATA_ROOT", "GPUS", "ARGS"}
+    if "CONFIG" in settings:
+        assert (folder / settings["CONFIG"]).is_file()
+
+
+def check_pip(folder, words):
+    assert words[0] == "install"
+    assert (ROOT / words[1].split("[")[0] / "pyproject.toml").is_file()
+
+
+def check_tool(folder, words):
+    script, config = ROOT / words[0], words[1]
+    assert script.is_file()
+    assert (script.parents[1] / config).is_file()
+    parser = cli._train_parser() if script.name == "train.py" else cli._test_parser()
+    parser.parse_args(words[1:])
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_tables_are_those_of_the_metafiles():
+    check = subprocess.run(
+        [sys.executable, ROOT / "ci" / "tables.py"], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stderr
