@@ -11,5 +11,5 @@ $(INSTALLED): $(ROOT)/ci/constraints.txt $(METADATA)
 	$(PYTHON) $(ROOT)/ci/check_python.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c $(ROOT)/ci/constraints.txt \
-	  -e '$(ROOT)/core[mm,dev]' $(foreach p,$(filter-out core,$(PACKAGES)),-e $(ROOT)/$(p))
+	  -e '$(ROOT)/core[mm,dev,onnx]' $(foreach p,$(filter-out core,$(PACKAGES)),-e $(ROOT)/$(p))
 	touch $@

@@ -133,7 +133,7 @@ def read_checkpoint(
     return content
 
 
-def state_dict_of(checkpoint: dict[Any, Any]) -> dict[str, Tensor]:
+def state_dict_of(checkpoint: dict[Any, Any], source: str = "checkpoint") -> dict[str, Tensor]:
     """Pick the weights out of a checkpoint that has been read.
 
     They are taken from the key ``"model"`` (released Swin), else from ``"state_dict"`` (released
@@ -142,6 +142,7 @@ def state_dict_of(checkpoint: dict[Any, Any]) -> dict[str, Tensor]:
 
     Args:
         checkpoint: What `read_checkpoint` returned.
+        source: Where it is from, for messages.
 
     Returns:
         The weights by name, sharing memory with those in ``checkpoint``.
@@ -149,7 +150,7 @@ def state_dict_of(checkpoint: dict[Any, Any]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There are no weights, or something among them is no tensor.
     """
-    return _weights_in(checkpoint, "checkpoint")
+    return _weights_in(checkpoint, source)
 
 
 def _require_file(path: Path) -> None:
@@ -223,7 +224,8 @@ def _load(path: Path, file: BinaryIO, map_location: str | torch.device | Callabl
 
 
 def _failure(path: Path, file: BinaryIO, error: Exception) -> CheckpointError:
-    if _is_cut_short(file):
+    # A whole pickle of another program is read to its end as well, and then lacks torch's mark.
+    if _is_cut_short(file) and "magic number" not in str(error):
         return CheckpointError(f"{path} {_CUT_SHORT}")
     if isinstance(error, pickle.UnpicklingError):
         return _refusal(path, str(error))
@@ -244,8 +246,8 @@ def _is_cut_short(file: BinaryIO) -> bool:
 def _refusal(path: Path, message: str) -> CheckpointError:
     asked = re.search(r"GLOBAL (\S+)", message)
     if asked:
-        what = f"asks for {asked[1]}, which is no plain data"
-    elif re.search(r"Trying to call|Can only", message):
+        what = f"asks for {asked[1][:80]!r}, which is no plain data"
+    elif re.search(r"Trying to call|Can only|must be imported", message):
         what = "asks to call or fill an object that is no plain data"
     else:
         return CheckpointError(
@@ -307,7 +309,7 @@ def _weights_in(checkpoint: dict[Any, Any], source: str) -> dict[str, Tensor]:
 def _contents(checkpoint: Any) -> str:
     if not isinstance(checkpoint, dict):
         return f" but is of type {type(checkpoint).__name__}"
-    shown = [str(key)[:40] for key in checkpoint][:5]
+    shown = [repr(key)[:40] for key in checkpoint][:5]
     return f" but {', '.join(shown)}" if shown else ""
 
 

@@ -234,6 +234,19 @@ def test_layers_export(kind):
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+@pytest.mark.slow
+def test_layers_run_as_onnx(kind, tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install acmix[onnx])")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    make, data = kind
+    layer, x = make().eval(), data(9, 7)
+    path = tmp_path / "layer.onnx"
+    torch.onnx.export(layer, (x,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path)
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), layer(x).detach())
+
+
 def test_layers_copy_and_save(kind, tmp_path):
     make, data = kind
     layer, x = make().eval(), data(8, 8)

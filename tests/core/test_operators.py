@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import acmix
 from acmix import reference
@@ -122,6 +124,31 @@ def test_sliding_window_on_other_storage(layout, backend):
         acmix.sliding_window_attention(q2, k2, v2, backend=backend),
         reference.sliding_window_attention(q2.contiguous(), k2.contiguous(), v2.contiguous()),
     )
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operator makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        # Views take no memory of their own.
+        made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor) and not func.is_view]
+        self.numel = max([self.numel, *(x.numel() for x in made)])
+        return out
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_map_is_copied_for_every_window_pixel(stride):
+    q, k, v = (x.float().requires_grad_() for x in qkv_maps(1, 4, 16, 56, 56))
+    position = torch.randn(16, 56, 56, requires_grad=True)
+    with LargestTensor() as forward:
+        out = acmix.sliding_window_attention(q, k, v, position, stride=stride)
+    with LargestTensor() as backward:
+        out.sum().backward()
+    # A tile's halo is (8 + 6)² keys for 8² queries, or (2 * 7 + 7)² of a 16² map with stride 2.
+    assert max(forward.numel, backward.numel) <= 3.5 * q.numel()
 
 
 def path_arguments(heads, head_dim, size, kernel=3, per_group=None, dtype=torch.float64):

@@ -24,8 +24,8 @@ class ACmixBackbone:
         self.init_cfg = [cfg for cfg in cfgs if cfg not in files]
         super().init_weights()
         for cfg in files:
-            checkpoint = read_checkpoint(cfg["checkpoint"])
-            load_weights(self, state_dict_of(checkpoint), cfg["checkpoint"])
+            path = cfg["checkpoint"]
+            load_weights(self, state_dict_of(read_checkpoint(path), path), path)
 
     def train(self, mode: bool = True) -> "ACmixBackbone":
         """Set the mode and return the backbone, which MMPretrain's own ones do not."""

@@ -76,7 +76,7 @@ class ACmixRunner(Runner):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         complete = strict or self._weights_must_fit
-        load_weights(model, state_dict_of(checkpoint), filename, complete=complete)
+        load_weights(model, state_dict_of(checkpoint, filename), filename, complete=complete)
         self._has_loaded = True
         return checkpoint
 
