@@ -6,7 +6,7 @@
 from acmix.checkpoint import load_released
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import convolution_path, sliding_window_attention, window_attention
-from acmix.modules import MIX_MODES, SHIFT_MODES, ACmix2d, WindowACmix
+from acmix.modules import MIX_MODES, SHIFT_MODES, ACmix2d, GlobalACmix, WindowACmix
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,7 @@ __all__ = [
     "ACmix2d",
     "BackendError",
     "CheckpointError",
+    "GlobalACmix",
     "InputError",
     "MIX_MODES",
     "SHIFT_MODES",

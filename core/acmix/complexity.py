@@ -30,7 +30,7 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, ...] = (3, 224,
 
     def count_layer(name: str):
         def hook(layer: ACmixBase, inputs: tuple, output: object) -> None:
-            inside[name] = layer.multiply_adds(*layer.map_size(inputs[0]))
+            inside[name] = layer.multiply_adds(*layer.call_size(*inputs))
 
         return hook
 

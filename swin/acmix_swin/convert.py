@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from acmix.mm.weights import Conversion
@@ -110,9 +109,4 @@ def _with_mix(weights: dict[str, Tensor], origin: str) -> Conversion:
     acmix = any(n.endswith(("w_msa.rate1", "w_msa.fc.weight")) for n in weights)
     if acmix or not layers:
         return Conversion(weights, f"ACmix, {origin}")
-    defaults, fresh = {}, []
-    for layer in layers:
-        defaults[f"{layer}rate1"] = torch.ones(1)
-        defaults[f"{layer}rate2"] = torch.zeros(1)
-        fresh += [layer + name for name in ("fc.weight", "fc.bias", "dep_conv.weight")]
-    return Conversion(weights, f"plain Swin, {origin}", defaults, fresh)
+    return Conversion.of_plain(f"plain Swin, {origin}", weights, layers)

@@ -236,7 +236,9 @@ def test_layers_export(kind):
 
 @pytest.mark.slow
 def test_layers_run_as_onnx(kind, tmp_path):
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install acmix[onnx])")
+    pytest.importorskip(
+        "onnxscript", reason="onnxscript is not installed (pip install acmix[onnx])"
+    )
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     make, data = kind
     layer, x = make().eval(), data(9, 7)

@@ -1,7 +1,9 @@
 """Loading weights of any origin into a model, with a report and without silent loss."""
 
+import re
 from dataclasses import dataclass, field, replace
 
+import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
@@ -30,6 +32,22 @@ class Conversion:
     fresh: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     equivalent: bool = True
+
+    @classmethod
+    def of_plain(cls, origin: str, weights: dict[str, Tensor], layers: list[str]) -> "Conversion":
+        """Weights of a model with attention alone: alpha = 1 and beta = 0 in every layer.
+
+        Args:
+            origin: What the weights were made by.
+            weights: Under our names.
+            layers: Prefixes of the layers that are ACmix in our model, each with its last dot.
+        """
+        defaults, fresh = {}, []
+        for layer in layers:
+            defaults[f"{layer}rate1"] = torch.ones(1)
+            defaults[f"{layer}rate2"] = torch.zeros(1)
+            fresh += [layer + name for name in ("fc.weight", "fc.bias", "dep_conv.weight")]
+        return cls(weights, origin, defaults, fresh)
 
 
 def load_weights(
@@ -79,9 +97,9 @@ def _strip(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _fits(name: str, weight: Tensor, own: dict[str, Tensor]) -> bool:
-    # A table of another window size is resized by the model itself.
-    resized = name.endswith("relative_position_bias_table")
-    return name in own and (resized or own[name].shape == weight.shape)
+    # The model itself resizes these on loading.
+    resized = re.search(r"(relative_position_bias_table|pos_embed\d)$", name)
+    return name in own and (bool(resized) or own[name].shape == weight.shape)
 
 
 def _check_fit(

@@ -3,6 +3,15 @@
 from acmix.modules.acmix2d import ACmix2d
 from acmix.modules.base import MIX_MODES, ACmixBase
 from acmix.modules.shift import SHIFT_MODES, ShiftKernels
+from acmix.modules.spatial_reduction import GlobalACmix
 from acmix.modules.window import WindowACmix
 
-__all__ = ["ACmix2d", "ACmixBase", "MIX_MODES", "SHIFT_MODES", "ShiftKernels", "WindowACmix"]
+__all__ = [
+    "ACmix2d",
+    "ACmixBase",
+    "GlobalACmix",
+    "MIX_MODES",
+    "SHIFT_MODES",
+    "ShiftKernels",
+    "WindowACmix",
+]

@@ -84,7 +84,9 @@ class ACmix2d(ACmixBase):
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         qkv = self._project(x)
-        return self.combine(lambda: self._attend(qkv), lambda: self.convolve(qkv, self.stride))
+        return self.combine(
+            lambda: self._attend(qkv), lambda: self.convolve(qkv, stride=self.stride)
+        )
 
     def _project(self, x: Tensor) -> Tensor:
         """q, k and v heads, (B, 3C, H, W), by one product with the three weights together."""
@@ -123,8 +125,8 @@ class ACmix2d(ACmixBase):
         return total + self.convolution_multiply_adds(pixels, out_pixels)
 
     @staticmethod
-    def map_size(x: Tensor) -> tuple[int, int]:
-        """(H, W) of an input."""
+    def call_size(x: Tensor) -> tuple[int, int]:
+        """Arguments of ``multiply_adds`` for a call."""
         return x.shape[2], x.shape[3]
 
     def extra_repr(self) -> str:

@@ -28,9 +28,10 @@ class ACmixBase(nn.Module):
 
     Args:
         dim: Output channels C, a multiple of ``num_heads``.
-        num_heads: N.
+        num_heads: N, the output channels of each of the D = C / N groups of the convolution path.
+        maps: Maps of width D that the convolution path reads; 3N if ``None``.
         kernel_conv: Side k_c of the convolution that the path stands for, odd.
-        fc_bias: Whether the layer over the 3N maps has a bias.
+        fc_bias: Whether the layer over the maps has a bias.
         mix: One of ``MIX_MODES``.
         shift: One of ``SHIFT_MODES``.
         backend: Backend of all operators of this layer; ``None`` chooses by call.
@@ -44,6 +45,7 @@ class ACmixBase(nn.Module):
         dim: int,
         num_heads: int,
         *,
+        maps: int | None = None,
         kernel_conv: int = 3,
         fc_bias: bool,
         mix: str = "alpha_beta",
@@ -65,7 +67,8 @@ class ACmixBase(nn.Module):
         if mix == "alpha_beta":
             self.rate2 = nn.Parameter(torch.empty(1))
         if self.has_convolution:
-            self.fc = nn.Conv2d(3 * num_heads, kernel_conv**2, kernel_size=1, bias=fc_bias)
+            maps = maps or 3 * num_heads
+            self.fc = nn.Conv2d(maps, kernel_conv**2, kernel_size=1, bias=fc_bias)
             self.dep_conv = ShiftKernels(self.head_dim, num_heads, kernel_conv, shift)
         self.reset_rates()
 
@@ -75,8 +78,14 @@ class ACmixBase(nn.Module):
             if hasattr(self, name):
                 nn.init.constant_(getattr(self, name), 0.5)
 
-    def convolve(self, qkv: Tensor, stride: int = 1) -> Tensor:
-        """F_conv of the projections (B, 3C, H, W): (B, C, ceil(H / stride), ceil(W / stride))."""
+    def convolve(self, *projections: Tensor, stride: int = 1) -> Tensor:
+        """F_conv of the projections: (B, C, ceil(H / stride), ceil(W / stride)).
+
+        Args:
+            *projections: The maps in the order q, k, v, (B, ..., H, W), in one tensor or several.
+            stride: Stride of the output.
+        """
+        qkv = projections[0] if len(projections) == 1 else torch.cat(projections, dim=1)
         kernels = None if self.dep_conv.mode == "tensor" else self.dep_conv.weight
         out = convolution_path(
             qkv,
@@ -95,8 +104,10 @@ class ACmixBase(nn.Module):
 
     def convolution_multiply_adds(self, pixels: int, out_pixels: int) -> int:
         """Multiply-adds of the convolution path: 3 k_c² C a pixel and k_c⁴ C an output pixel."""
-        taps = self.kernel_conv**2
-        return self.has_convolution * self.dim * (3 * taps * pixels + taps**2 * out_pixels)
+        if not self.has_convolution:
+            return 0
+        taps, maps = self.fc.weight.shape[:2]
+        return maps * self.head_dim * taps * pixels + taps**2 * self.dim * out_pixels
 
     def combine(self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]) -> Tensor:
         """Mix the two paths, computing only those that the mode uses."""

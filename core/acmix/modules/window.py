@@ -136,8 +136,8 @@ class WindowACmix(ACmixBase):
         return total + self.convolution_multiply_adds(pixels, pixels)
 
     @staticmethod
-    def map_size(x: Tensor) -> tuple[int, int]:
-        """(H, W) of an input."""
+    def call_size(x: Tensor, mask: Tensor | None = None) -> tuple[int, int]:
+        """Arguments of ``multiply_adds`` for a call."""
         return x.shape[1], x.shape[2]
 
     def extra_repr(self) -> str:

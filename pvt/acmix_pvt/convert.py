@@ -1,0 +1,31 @@
+"""Names of PVT weights: PVT v1's own, which our modules keep, with and without ``backbone.``."""
+
+from torch import Tensor
+
+from acmix.mm.weights import Conversion
+
+
+def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
+    """Rename PVT weights to those of an ``ACmixPVT`` classifier.
+
+    Known are the original PVT v1 and our own, with or without ``backbone.``. Plain weights come
+    with alpha = 1 and beta = 0.
+
+    Args:
+        state_dict: Weights, name to tensor.
+
+    Returns:
+        Weights under our names; for a plain PVT also the names that stay at their start.
+    """
+    weights = {_rename(name): weight for name, weight in state_dict.items()}
+    layers = [n.removesuffix("q.weight") for n in weights if n.endswith(".attn.q.weight")]
+    acmix = any(n.endswith((".attn.rate1", ".attn.fc.weight")) for n in weights)
+    if acmix or not layers:
+        return Conversion(weights, "ACmix")
+    return Conversion.of_plain("plain PVT", weights, layers)
+
+
+def _rename(name: str) -> str:
+    if name.startswith("head.") and not name.startswith("head.fc."):
+        return name.replace("head.", "head.fc.", 1)
+    return name if name.startswith(("backbone.", "head.")) else f"backbone.{name}"
