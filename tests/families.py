@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from acmix_pvt import ACmixPVT
 from acmix_resnet import ACmixResNet
 from acmix_swin import ACmixSwinTransformer
 
@@ -31,6 +32,25 @@ FAMILIES = {
         full={
             f"ResNet-ACmix-{depth}": (lambda depth=depth: ACmixResNet(depth), 2048)
             for depth in (26, 38, 50)
+        },
+    ),
+    "pvt": Family(
+        build=lambda **options: ACmixPVT(
+            dict(
+                embed_dims=[8, 16, 20, 32],
+                depths=[2, 2, 2, 2],
+                num_heads=[1, 2, 5, 4],
+                mlp_ratios=[2, 2, 2, 2],
+                sr_ratios=[8, 4, 2, 1],
+            ),
+            img_size=64,
+            out_type="featmap",
+            **options,
+        ),
+        channels=(8, 16, 20, 32),
+        full={
+            "PVT-ACmix-T": (lambda: ACmixPVT("tiny"), 512),
+            "PVT-ACmix-S": (lambda: ACmixPVT("small"), 512),
         },
     ),
     "swin": Family(

@@ -12,7 +12,9 @@ import acmix.mm  # noqa: F401  registers the runner and the digits
 from acmix.modules import ACmixBase
 from support import ROOT
 
-CONFIGS = sorted(p for project in ("resnet", "swin") for p in ROOT.glob(f"{project}/configs/*.py"))
+CONFIGS = sorted(
+    p for project in ("resnet", "pvt", "swin") for p in ROOT.glob(f"{project}/configs/*.py")
+)
 GRAMMAR = re.compile(r"acmix-[a-z0-9-]+_(\d+)xb(\d+)_(in1k|imagefolder|digits-32px)\.py")
 
 
@@ -47,7 +49,10 @@ def test_config_initialisation_keeps_shifts_and_rates(path):
     cfg = Config.fromfile(path)
     cfg.model.head.num_classes = cfg.model.head.num_classes or 3
     model = MODELS.build(cfg.model)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
     model.init_weights()
+    changed = [n for n, weight in model.named_parameters() if not torch.equal(weight, before[n])]
+    assert any(n.startswith("backbone.") and n.endswith(".weight") for n in changed)
     for layer in (m for m in model.modules() if isinstance(m, ACmixBase)):
         taps = torch.eye(9).view(1, 9, 3, 3).expand_as(layer.dep_conv.weight)
         assert torch.equal(layer.dep_conv.weight, taps)
@@ -84,6 +89,22 @@ def test_swin_recipe(size):
     assert cfg.model.head.loss.label_smooth_val == 0.1
 
 
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_pvt_recipe(size):
+    cfg = in1k(f"acmix-pvt-{size}_8xb128_in1k")
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ("AdamW", 1e-3, 0.05)
+    assert "clip_grad" not in cfg.optim_wrapper
+    assert cfg.train_cfg.max_epochs == 300
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.end, warmup.start_factor * optimizer.lr) == (5, pytest.approx(1e-6))
+    assert (cosine.type, cosine.eta_min) == ("CosineAnnealingLR", 1e-5)
+    assert cfg.model.backbone.drop_path_rate == 0.1
+    assert (cfg.model.backbone.arch, cfg.model.head.loss.label_smooth_val) == (size, 0.1)
+    sampler = cfg.train_dataloader.sampler
+    assert (sampler.type, sampler.num_repeats) == ("RepeatAugSampler", 3)
+
+
 @pytest.mark.parametrize("depth", [26, 38, 50])
 def test_resnet_recipe(depth):
     cfg = in1k(f"acmix-resnet{depth}_8xb32_in1k")
@@ -95,15 +116,19 @@ def test_resnet_recipe(depth):
     assert cfg.model.head.loss.label_smooth_val == 0.1
 
 
-def test_swin_recipe_spares_scalars_and_tables_from_weight_decay():
+SPARED = {"swin": "relative_position_bias_table", "pvt": "cls_token"}
+
+
+@pytest.mark.parametrize("project", SPARED)
+def test_recipe_spares_vectors_from_weight_decay(project):
     from mmengine.optim import build_optim_wrapper
 
-    cfg = in1k("acmix-swin-tiny_8xb128_in1k")
+    cfg = in1k(f"acmix-{project}-tiny_8xb128_in1k")
     model = MODELS.build(cfg.model)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
-        spared = parameter.dim() == 1 or name.endswith("relative_position_bias_table")
+        spared = parameter.dim() == 1 or name.endswith(SPARED[project])
         assert decay[id(parameter)] == (0 if spared else 0.05), name
 
 

@@ -16,6 +16,7 @@ from support import GOLDEN, ROOT
 
 DIGITS = {
     "resnet": "acmix-resnet26-narrow_1xb64_digits-32px",
+    "pvt": "acmix-pvt-nano_1xb64_digits-32px",
     "swin": "acmix-swin-nano_1xb64_digits-32px",
 }
 # A run small enough for a test: 128 training and 40 test images.
@@ -175,12 +176,16 @@ def imagenet(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("project", "config"),
-    [("swin", "acmix-swin-tiny_8xb128_in1k"), ("resnet", "acmix-resnet26_8xb32_in1k")],
+    [
+        ("swin", "acmix-swin-tiny_8xb128_in1k"),
+        ("pvt", "acmix-pvt-tiny_8xb128_in1k"),
+        ("resnet", "acmix-resnet26_8xb32_in1k"),
+    ],
 )
 def test_imagenet_config_runs_end_to_end(project, config, imagenet, tmp_path):
     options = [f"data_root={imagenet}", "train_cfg.max_epochs=1"]
-    if project == "swin":
-        # The warm-up of 20 epochs has no place in one.
+    if project != "resnet":
+        # The warm-up of several epochs has no place in one.
         options += ["param_scheduler.0.end=1", "param_scheduler.1.begin=0"]
     for split, count in (("train", 4), ("val", 3), ("test", 3)):
         options += [
@@ -222,7 +227,11 @@ def folder_options(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("project", "config"),
-    [("swin", "acmix-swin-tiny_1xb32_imagefolder"), ("resnet", "acmix-resnet26_1xb32_imagefolder")],
+    [
+        ("swin", "acmix-swin-tiny_1xb32_imagefolder"),
+        ("pvt", "acmix-pvt-tiny_1xb32_imagefolder"),
+        ("resnet", "acmix-resnet26_1xb32_imagefolder"),
+    ],
 )
 def test_a_folder_of_own_images_trains(project, config, folder, tmp_path):
     options = ["--cfg-options", *folder_options(folder)]
@@ -281,7 +290,7 @@ def test_a_released_checkpoint_is_tested_directly(tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_of_the_other_project_is_refused(trained, tmp_path):
     project, cwd, _ = trained
-    other = {"resnet": "swin", "swin": "resnet"}[project]
+    other = {"resnet": "swin", "pvt": "resnet", "swin": "pvt"}[project]
     checkpoint = cwd / "work_dirs" / DIGITS[project] / "epoch_2.pth"
     result = run_tool(
         other, "test", f"configs/{DIGITS[other]}.py", checkpoint, cwd=tmp_path, check=False

@@ -1,5 +1,6 @@
 """ACmix with global attention over spatially reduced keys and values (PVT)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class GlobalACmix(ACmixBase):
         backend: Backend of the convolution path; ``None`` chooses by call.
 
     Shape:
-        Input and output (B, T + H * W, C) with T extra tokens; T = 0 when R > 1.
+        Input and output (B, T + H * W, C) with T extra tokens.
 
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
@@ -82,10 +83,9 @@ class GlobalACmix(ACmixBase):
         height, width = hw_shape
         extra = x.shape[1] - height * width if x.dim() == 3 else -1
         fits = x.dim() == 3 and x.shape[2] == self.dim and extra >= 0
-        fits = fits and (self.sr_ratio == 1 or extra == 0)
         require(fits, "input shape", tuple(x.shape), f"give (B, {height} * {width}, {self.dim})")
         q = self.q(x)
-        source, small = self._reduce(x, hw_shape)
+        source, small = self._reduce(x, extra, hw_shape)
         kv = self.kv(source)
         out = self.combine(
             lambda: self._attend(q, kv),
@@ -93,18 +93,18 @@ class GlobalACmix(ACmixBase):
         )
         return self.proj_drop(out)
 
-    def _reduce(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    def _reduce(
+        self, x: Tensor, extra: int, hw_shape: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, int]]:
         """Tokens that keys and values are made of, and the size of their map."""
         if self.sr_ratio == 1:
             return x, hw_shape
-        maps = self.sr(self._padded_map(x, hw_shape))
-        return self.norm(maps.flatten(2).transpose(1, 2)), maps.shape[2:]
-
-    def _padded_map(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """(B, C, H, W), filled up with zeros where it is smaller than one reduction."""
-        maps = x.transpose(1, 2).unflatten(2, hw_shape)
+        maps = x[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
+        # A map smaller than one reduction is filled up with zeros.
         bottom, right = (max(self.sr_ratio - size, 0) for size in hw_shape)
-        return F.pad(maps, (0, right, 0, bottom))
+        maps = self.sr(F.pad(maps, (0, right, 0, bottom)))
+        tokens = torch.cat([x[:, :extra], maps.flatten(2).transpose(1, 2)], dim=1)
+        return self.norm(tokens), maps.shape[2:]
 
     def _attend(self, q: Tensor, kv: Tensor) -> Tensor:
         """proj(F_att), (B, T + H * W, C)."""
