@@ -9,7 +9,7 @@ help:
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
-	@echo "make -C swin train: train the embedded model; the same in resnet, pvt"
+	@echo "make -C swin train: train the embedded model; the same in resnet, san, pvt"
 
 install: $(INSTALLED)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECTS = ("resnet", "pvt", "swin")
+PROJECTS = ("resnet", "san", "pvt", "swin")
 BEGIN = "<!-- models: made from metafile.yml by `make tables` -->"
 END = "<!-- /models -->"
 HEAD = (

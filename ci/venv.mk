@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= $(ROOT)/.venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-PACKAGES := core resnet pvt swin
+PACKAGES := core resnet san pvt swin
 METADATA := $(foreach package,$(PACKAGES),$(ROOT)/$(package)/pyproject.toml)
 
 $(INSTALLED): $(ROOT)/ci/constraints.txt $(METADATA)

@@ -7,6 +7,7 @@ from torch import nn
 
 from acmix_pvt import ACmixPVT
 from acmix_resnet import ACmixResNet
+from acmix_san import ACmixSAN
 from acmix_swin import ACmixSwinTransformer
 
 
@@ -15,14 +16,26 @@ class Family:
     """One backbone.
 
     Attributes:
-        build: Makes a small backbone of four stages from keyword arguments.
-        channels: Channels of its four feature maps.
+        build: Makes a small backbone from keyword arguments.
+        channels: Channels of its feature maps.
+        first_stride: Stride of the first map; each next one has twice that.
         full: Name of a paper's model to (constructor, features of the head).
     """
 
     build: Callable[..., nn.Module]
     channels: tuple[int, ...]
+    first_stride: int = 4
     full: dict[str, tuple[Callable[[], nn.Module], int]] = field(default_factory=dict)
+
+    @property
+    def every_stage(self) -> tuple[int, ...]:
+        """Indices of all feature maps."""
+        return tuple(range(len(self.channels)))
+
+    def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes of the feature maps of an image."""
+        strides = [self.first_stride * 2**stage for stage in self.every_stage]
+        return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 FAMILIES = {
@@ -32,6 +45,17 @@ FAMILIES = {
         full={
             f"ResNet-ACmix-{depth}": (lambda depth=depth: ACmixResNet(depth), 2048)
             for depth in (26, 38, 50)
+        },
+    ),
+    "san": Family(
+        build=lambda **options: ACmixSAN(
+            10, widths=(32, 32, 32, 64, 64), stem_channels=8, **options
+        ),
+        channels=(32, 32, 32, 64, 64),
+        first_stride=2,
+        full={
+            f"SAN-ACmix-{depth}": (lambda depth=depth: ACmixSAN(depth), 2048)
+            for depth in (10, 15, 19)
         },
     ),
     "pvt": Family(

@@ -10,8 +10,6 @@ from acmix.modules import ACmixBase
 from families import FAMILIES
 from support import ROOT
 
-EVERY_STAGE = (0, 1, 2, 3)
-
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
@@ -19,26 +17,21 @@ def family(request):
     return FAMILIES[request.param]
 
 
-def stage_sizes(height, width):
-    sizes = []
-    for stride in (4, 8, 16, 32):
-        sizes.append((-(-height // stride), -(-width // stride)))
-    return sizes
-
-
 @pytest.mark.parametrize("size", [(200, 333), (97, 61), (64, 64), (33, 32)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_feature_maps_have_the_expected_sizes(family, size, batch):
-    backbone = family.build(out_indices=EVERY_STAGE).eval()
+    backbone = family.build(out_indices=family.every_stage).eval()
     maps = backbone(torch.randn(batch, 3, *size))
-    expected = [(batch, c, *s) for c, s in zip(family.channels, stage_sizes(*size), strict=True)]
+    expected = [
+        (batch, c, *s) for c, s in zip(family.channels, family.map_sizes(*size), strict=True)
+    ]
     assert [tuple(m.shape) for m in maps] == expected
 
 
 @pytest.mark.parametrize("out_indices", [(3,), (1, 3), (0, 2)])
 def test_out_indices_choose_the_maps(family, out_indices):
     x = torch.randn(1, 3, 64, 64)
-    every = family.build(out_indices=EVERY_STAGE).eval()
+    every = family.build(out_indices=family.every_stage).eval()
     some = family.build(out_indices=out_indices).eval()
     some.load_state_dict({k: v for k, v in every.state_dict().items() if k in some.state_dict()})
     for index, chosen in zip(out_indices, some(x), strict=True):
@@ -46,7 +39,7 @@ def test_out_indices_choose_the_maps(family, out_indices):
 
 
 def test_every_parameter_gets_a_gradient(family):
-    backbone = family.build(out_indices=EVERY_STAGE)
+    backbone = family.build(out_indices=family.every_stage)
     backbone.init_weights()
     backbone.train()
     sum(m.square().mean() for m in backbone(torch.randn(2, 3, 96, 64))).backward()
@@ -65,7 +58,7 @@ def test_initialisation_leaves_shifts_and_rates_alone(family):
         backbone = family.build(**options)
         backbone.init_weights()
         layers = [m for m in backbone.modules() if isinstance(m, ACmixBase)]
-        assert len(layers) == 8
+        assert len(layers) == (10 if family is FAMILIES["san"] else 8)
         for layer in layers:
             taps = torch.eye(9).view(1, 9, 3, 3).expand_as(layer.dep_conv.weight)
             assert torch.equal(layer.dep_conv.weight, taps)
@@ -89,7 +82,7 @@ def test_gradient_checkpointing_equals_plain(family):
 
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_frozen_stages_have_no_gradient(family, frozen):
-    backbone = family.build(frozen_stages=frozen, out_indices=EVERY_STAGE)
+    backbone = family.build(frozen_stages=frozen, out_indices=family.every_stage)
     backbone.train()
     free = [p for p in backbone.parameters() if p.requires_grad]
     assert 0 < len(free) < len(list(backbone.parameters()))
@@ -128,7 +121,7 @@ def test_half_precision_is_near_single(family, dtype):
 
 
 def test_channels_last_equals_contiguous(family):
-    backbone = family.build(out_indices=EVERY_STAGE).eval()
+    backbone = family.build(out_indices=family.every_stage).eval()
     x = torch.randn(2, 3, 97, 61)
     expected = backbone(x)
     actual = backbone.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))

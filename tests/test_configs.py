@@ -13,7 +13,7 @@ from acmix.modules import ACmixBase
 from support import ROOT
 
 CONFIGS = sorted(
-    p for project in ("resnet", "pvt", "swin") for p in ROOT.glob(f"{project}/configs/*.py")
+    p for project in ("resnet", "san", "pvt", "swin") for p in ROOT.glob(f"{project}/configs/*.py")
 )
 GRAMMAR = re.compile(r"acmix-[a-z0-9-]+_(\d+)xb(\d+)_(in1k|imagefolder|digits-32px)\.py")
 
@@ -105,9 +105,12 @@ def test_pvt_recipe(size):
     assert (sampler.type, sampler.num_repeats) == ("RepeatAugSampler", 3)
 
 
-@pytest.mark.parametrize("depth", [26, 38, 50])
-def test_resnet_recipe(depth):
-    cfg = in1k(f"acmix-resnet{depth}_8xb32_in1k")
+@pytest.mark.parametrize(
+    ("model", "depth"),
+    [*(("resnet", d) for d in (26, 38, 50)), *(("san", d) for d in (10, 15, 19))],
+)
+def test_resnet_and_san_recipe(model, depth):
+    cfg = in1k(f"acmix-{model}{depth}_8xb32_in1k")
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.momentum) == ("SGD", 0.1, 0.9)
     assert optimizer.weight_decay == 1e-4

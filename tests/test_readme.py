@@ -10,7 +10,7 @@ import pytest
 from acmix.mm import cli
 from support import ROOT
 
-READMES = [ROOT / name / "README.md" for name in ("", "core", "resnet", "swin")]
+READMES = [ROOT / name / "README.md" for name in ("", "core", "resnet", "san", "pvt", "swin")]
 
 
 def blocks(language):

@@ -5,8 +5,21 @@
 
 from acmix.checkpoint import load_released
 from acmix.errors import BackendError, CheckpointError, InputError
-from acmix.functional import convolution_path, sliding_window_attention, window_attention
-from acmix.modules import MIX_MODES, SHIFT_MODES, ACmix2d, GlobalACmix, WindowACmix
+from acmix.functional import (
+    convolution_path,
+    neighbourhood_aggregation,
+    neighbourhood_difference,
+    sliding_window_attention,
+    window_attention,
+)
+from acmix.modules import (
+    MIX_MODES,
+    SHIFT_MODES,
+    ACmix2d,
+    GlobalACmix,
+    PatchwiseACmix,
+    WindowACmix,
+)
 
 __version__ = "0.1.0"
 
@@ -17,10 +30,13 @@ __all__ = [
     "GlobalACmix",
     "InputError",
     "MIX_MODES",
+    "PatchwiseACmix",
     "SHIFT_MODES",
     "WindowACmix",
     "convolution_path",
     "load_released",
+    "neighbourhood_aggregation",
+    "neighbourhood_difference",
     "sliding_window_attention",
     "window_attention",
 ]

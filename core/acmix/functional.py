@@ -6,6 +6,7 @@ from torch import Tensor
 
 from acmix.backends import choose
 from acmix.checks import check_odd, check_positive, check_shape, require
+from acmix.geometry import can_reflect, output_size
 
 
 def sliding_window_attention(
@@ -153,3 +154,93 @@ def convolution_path(
         check_shape("fc_bias", fc_bias, (taps,))
     run = choose("convolution_path", backend, qkv)
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
+
+
+def neighbourhood_aggregation(
+    v: Tensor,
+    w: Tensor,
+    *,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    reflect: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Weighted sum of each pixel's neighbourhood, weights shared by groups of channels (SAN).
+
+    ``out[b, c, p] = sum_o w[b, c mod C_w, o, p] * v[b, c, stride * p + offset(o)]``, offsets row
+    by row.
+
+    Args:
+        v: Values, (B, C, H, W).
+        w: Weights, (B, C_w, k², ceil(H / stride), ceil(W / stride)), C a multiple of C_w.
+        kernel_size: Side k of the neighbourhood, odd.
+        stride: Distance of neighbouring outputs, in pixels.
+        dilation: Distance of neighbouring offsets, in pixels.
+        reflect: Whether positions outside are reflected without repeating the edge, or zero.
+        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+
+    Returns:
+        (B, C, ceil(H / stride), ceil(W / stride)).
+
+    Raises:
+        InputError: A shape or a size is wrong, or the map is too small to reflect.
+        BackendError: The named backend can't run this call; the message says why.
+    """
+    _check_neighbourhood("v", v, kernel_size, stride, dilation, reflect)
+    require(w.dim() == 5, "w", tuple(w.shape), "give it as (B, C_w, k², H, W)")
+    channels = w.shape[1]
+    fits = channels > 0 and v.shape[1] % channels == 0
+    require(fits, "w channels", channels, f"must divide the {v.shape[1]} channels of v")
+    size = output_size(*v.shape[2:], stride)
+    check_shape("w", w, (v.shape[0], channels, kernel_size**2, *size))
+    run = choose("neighbourhood_aggregation", backend, v)
+    return run(v, w, kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
+
+
+def neighbourhood_difference(
+    a: Tensor,
+    b: Tensor,
+    *,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    reflect: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Difference of each pixel of one map and its neighbourhood in another (pairwise SAN).
+
+    ``out[b, c, o, p] = a[b, c, stride * p] - b[b, c, stride * p + offset(o)]``, offsets row by row.
+
+    Args:
+        a: (B, C, H, W).
+        b: (B, C, H, W); may be ``a`` itself.
+        kernel_size: Side k of the neighbourhood, odd.
+        stride: Distance of neighbouring outputs, in pixels.
+        dilation: Distance of neighbouring offsets, in pixels.
+        reflect: Whether positions outside are reflected without repeating the edge, or zero.
+        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+
+    Returns:
+        (B, C, k², ceil(H / stride), ceil(W / stride)).
+
+    Raises:
+        InputError: A shape or a size is wrong, or the map is too small to reflect.
+        BackendError: The named backend can't run this call; the message says why.
+    """
+    _check_neighbourhood("a", a, kernel_size, stride, dilation, reflect)
+    check_shape("b", b, a.shape)
+    run = choose("neighbourhood_difference", backend, a)
+    return run(a, b, kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
+
+
+def _check_neighbourhood(
+    name: str, x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> None:
+    require(x.dim() == 4, name, tuple(x.shape), "give it as (B, C, H, W)")
+    check_odd("kernel_size", kernel_size)
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    pad = dilation * (kernel_size // 2)
+    fits = not reflect or can_reflect(*x.shape[2:], pad)
+    require(fits, "reflect", reflect, f"needs a map larger than {pad} pixels; give reflect=False")

@@ -1,6 +1,7 @@
 """Sizes and borders that the reference and every backend share."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -17,6 +18,30 @@ def output_size(height: int, width: int, stride: int) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
+def neighbours(
+    x: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1, reflect: bool = True
+) -> list[Tensor]:
+    """The map at every offset of a k×k neighbourhood, row by row; views of one padded map.
+
+    Args:
+        x: (B, ..., H, W).
+        kernel_size: k, odd.
+        stride: Distance of neighbouring outputs, in pixels.
+        dilation: Distance of neighbouring offsets, in pixels.
+        reflect: Whether positions outside are reflected, or zero.
+
+    Returns:
+        k² views (B, ..., ceil(H / stride), ceil(W / stride)).
+    """
+    pad, (height, width) = dilation * (kernel_size // 2), x.shape[-2:]
+    padded = F.pad(x.flatten(1, -3), (pad,) * 4, mode="reflect" if reflect else "constant")
+    padded = padded.unflatten(1, x.shape[1:-2])
+    starts = range(0, kernel_size * dilation, dilation)
+    return [
+        padded[..., y : y + height : stride, x : x + width : stride] for y in starts for x in starts
+    ]
+
+
 def one_hot_shifts(kernel_size: int, like: Tensor) -> Tensor:
     """Kernels whose sum over taps is the sum of all k_c² shifts, (1, taps, k_c, k_c).
 
@@ -25,3 +50,11 @@ def one_hot_shifts(kernel_size: int, like: Tensor) -> Tensor:
     taps = kernel_size**2
     eye = torch.eye(taps, dtype=like.dtype, device=like.device)
     return eye.view(1, taps, kernel_size, kernel_size)
+
+
+def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """Coordinates (x, y) of every pixel, each from -1 to 1, as (1, 2, height, width)."""
+    options = {"dtype": like.dtype, "device": like.device}
+    xs = torch.linspace(-1, 1, width, **options).expand(height, width)
+    ys = torch.linspace(-1, 1, height, **options)[:, None].expand(height, width)
+    return torch.stack([xs, ys])[None]

@@ -104,6 +104,38 @@ def convolution_path(
     return out.flatten(1, 2)
 
 
+def neighbourhood_aggregation(
+    v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """Weighted sum of each neighbourhood; see ``acmix.neighbourhood_aggregation``."""
+    repeated = w.repeat(1, v.shape[1] // w.shape[1], 1, 1, 1)
+    return (repeated * _unfold(v, kernel_size, stride, dilation, reflect)).sum(dim=2)
+
+
+def neighbourhood_difference(
+    a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """Centre minus neighbour; see ``acmix.neighbourhood_difference``."""
+    centre = a[..., ::stride, ::stride].unsqueeze(2)
+    return centre - _unfold(b, kernel_size, stride, dilation, reflect)
+
+
+def _unfold(x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool) -> Tensor:
+    """The map at every offset, row by row, (B, C, k², H', W')."""
+    height, width = x.shape[-2:]
+    ys = torch.arange(0, height, stride, device=x.device)
+    xs = torch.arange(0, width, stride, device=x.device)
+    pad = dilation * (kernel_size // 2)
+    found = []
+    for dy in range(-pad, pad + 1, dilation):
+        for dx in range(-pad, pad + 1, dilation):
+            row, row_inside = _neighbour(ys + dy, height, reflect)
+            col, col_inside = _neighbour(xs + dx, width, reflect)
+            outside = ~(row_inside[:, None] & col_inside[None, :])
+            found.append(_at(x, row, col).masked_fill(outside, 0))
+    return torch.stack(found, dim=2)
+
+
 def _at(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return x[..., rows, :][..., cols]
 

@@ -250,3 +250,57 @@ def test_integers_find_no_backend():
     x = torch.zeros(1, 1, 1, 4, 4, dtype=torch.int64)
     with pytest.raises(acmix.BackendError, match="torch: dtype torch.int64 is not floating point"):
         acmix.sliding_window_attention(x, x, x)
+
+
+NEIGHBOURHOODS = [
+    dict(kernel_size=kernel, stride=stride, dilation=dilation, reflect=reflect)
+    for kernel, stride, dilation in [(3, 1, 1), (5, 2, 1), (3, 1, 2), (7, 3, 1), (1, 2, 3)]
+    for reflect in (True, False)
+]
+
+
+@pytest.mark.parametrize("options", NEIGHBOURHOODS, ids=str)
+def test_neighbourhood_operators_match_reference(options):
+    v, a, b = (torch.randn(2, 6, 9, 7, dtype=torch.float64) for _ in range(3))
+    size = [-(-s // options["stride"]) for s in (9, 7)]
+    w = torch.randn(2, 3, options["kernel_size"] ** 2, *size, dtype=torch.float64)
+    for name, inputs in (("aggregation", (v, w)), ("difference", (a, b))):
+        fast = getattr(acmix, f"neighbourhood_{name}")
+        plain = getattr(reference, f"neighbourhood_{name}")
+        expected, expected_grads = gradients(plain, *inputs, **options)
+        actual, grads = gradients(fast, *inputs, **options)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(grads, expected_grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_neighbourhood_operators_error_budget(dtype):
+    options = dict(kernel_size=5, stride=1, dilation=1, reflect=True)
+    v, w = torch.randn(2, 8, 9, 8).double(), torch.randn(2, 4, 25, 9, 8).double()
+    for name, inputs in (("aggregation", [v, w]), ("difference", [v, v.flip(0)])):
+        fast = getattr(acmix, f"neighbourhood_{name}")
+        plain = getattr(reference, f"neighbourhood_{name}")
+        assert_within_error_budget(fast, plain, inputs, dtype, options)
+
+
+def test_neighbourhood_operators_of_no_images():
+    v, w = torch.zeros(0, 4, 5, 6), torch.zeros(0, 2, 9, 5, 6)
+    assert acmix.neighbourhood_aggregation(v, w, kernel_size=3).shape == (0, 4, 5, 6)
+    assert acmix.neighbourhood_difference(v, v, kernel_size=3).shape == (0, 4, 9, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(w=torch.zeros(1, 3, 9, 5, 6)), "w channels=3: must divide the 4 channels of v"),
+        (
+            dict(w=torch.zeros(1, 2, 9, 5, 5)),
+            r"w\.shape=\(1, 2, 9, 5, 5\): must be \(1, 2, 9, 5, 6\)",
+        ),
+        (dict(dilation=5), "reflect=True: needs a map larger than 5 pixels; give reflect=False"),
+    ],
+)
+def test_wrong_neighbourhoods_are_named(change, message):
+    arguments = dict(v=torch.zeros(1, 4, 5, 6), w=torch.zeros(1, 2, 9, 5, 6), kernel_size=3)
+    with pytest.raises(acmix.InputError, match=message):
+        acmix.neighbourhood_aggregation(**{**arguments, **change})

@@ -16,6 +16,7 @@ from support import GOLDEN, ROOT
 
 DIGITS = {
     "resnet": "acmix-resnet26-narrow_1xb64_digits-32px",
+    "san": "acmix-san10-narrow_1xb64_digits-32px",
     "pvt": "acmix-pvt-nano_1xb64_digits-32px",
     "swin": "acmix-swin-nano_1xb64_digits-32px",
 }
@@ -179,12 +180,13 @@ def imagenet(tmp_path_factory):
     [
         ("swin", "acmix-swin-tiny_8xb128_in1k"),
         ("pvt", "acmix-pvt-tiny_8xb128_in1k"),
+        ("san", "acmix-san10_8xb32_in1k"),
         ("resnet", "acmix-resnet26_8xb32_in1k"),
     ],
 )
 def test_imagenet_config_runs_end_to_end(project, config, imagenet, tmp_path):
     options = [f"data_root={imagenet}", "train_cfg.max_epochs=1"]
-    if project != "resnet":
+    if project in ("pvt", "swin"):
         # The warm-up of several epochs has no place in one.
         options += ["param_scheduler.0.end=1", "param_scheduler.1.begin=0"]
     for split, count in (("train", 4), ("val", 3), ("test", 3)):
@@ -230,6 +232,7 @@ def folder_options(folder):
     [
         ("swin", "acmix-swin-tiny_1xb32_imagefolder"),
         ("pvt", "acmix-pvt-tiny_1xb32_imagefolder"),
+        ("san", "acmix-san10_1xb32_imagefolder"),
         ("resnet", "acmix-resnet26_1xb32_imagefolder"),
     ],
 )
@@ -290,7 +293,7 @@ def test_a_released_checkpoint_is_tested_directly(tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_of_the_other_project_is_refused(trained, tmp_path):
     project, cwd, _ = trained
-    other = {"resnet": "swin", "pvt": "resnet", "swin": "pvt"}[project]
+    other = {"resnet": "swin", "san": "resnet", "pvt": "san", "swin": "pvt"}[project]
     checkpoint = cwd / "work_dirs" / DIGITS[project] / "epoch_2.pth"
     result = run_tool(
         other, "test", f"configs/{DIGITS[other]}.py", checkpoint, cwd=tmp_path, check=False

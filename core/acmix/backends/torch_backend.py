@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.geometry import can_reflect, output_size
+from acmix.geometry import can_reflect, neighbours, output_size
 
 # Larger tiles waste matrix work on masked keys, smaller ones copy more halo; 7 and 8 were the
 # fastest of 4, 7, 8 and 14 at every stage of ResNet-ACmix.
@@ -103,6 +103,24 @@ def convolution_path(
         return _shift_and_sum(f.permute(0, 3, 4, 1, 2), stride)
     f = f.flatten(-2).permute(0, 3, 1, 2)
     return F.conv2d(f, kernels, stride=stride, padding=kernels.shape[-1] // 2, groups=head_dim)
+
+
+def neighbourhood_aggregation(
+    v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """See ``acmix.neighbourhood_aggregation``; offset by offset, no k²-fold copy of the values."""
+    groups = v.unflatten(1, (-1, w.shape[1]))
+    shifted = neighbours(groups, kernel_size, stride, dilation, reflect)
+    terms = (w[:, None, :, o] * x for o, x in enumerate(shifted))
+    return sum(terms, start=v.new_zeros(())).flatten(1, 2)
+
+
+def neighbourhood_difference(
+    a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """See ``acmix.neighbourhood_difference``."""
+    centre = a[..., ::stride, ::stride].unsqueeze(2)
+    return centre - torch.stack(neighbours(b, kernel_size, stride, dilation, reflect), dim=2)
 
 
 def _shift_and_sum(f: Tensor, stride: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from acmix.modules.acmix2d import ACmix2d
 from acmix.modules.base import MIX_MODES, ACmixBase
+from acmix.modules.neighbourhood import PatchwiseACmix
 from acmix.modules.shift import SHIFT_MODES, ShiftKernels
 from acmix.modules.spatial_reduction import GlobalACmix
 from acmix.modules.window import WindowACmix
@@ -10,6 +11,7 @@ __all__ = [
     "ACmix2d",
     "ACmixBase",
     "GlobalACmix",
+    "PatchwiseACmix",
     "MIX_MODES",
     "SHIFT_MODES",
     "ShiftKernels",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acmix.checks import check_odd, check_positive, require
 from acmix.functional import sliding_window_attention
-from acmix.geometry import output_size
+from acmix.geometry import output_size, pixel_grid
 from acmix.modules.base import ACmixBase
 
 
@@ -136,11 +136,3 @@ class ACmix2d(ACmixBase):
             f"kernel_att={self.kernel_att}, kernel_conv={self.kernel_conv}, "
             f"stride={self.stride}, dilation={self.dilation}, mix={self.mix!r}"
         )
-
-
-def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """Coordinates (x, y) of every pixel, each from -1 to 1, as (1, 2, height, width)."""
-    options = {"dtype": like.dtype, "device": like.device}
-    xs = torch.linspace(-1, 1, width, **options).expand(height, width)
-    ys = torch.linspace(-1, 1, height, **options)[:, None].expand(height, width)
-    return torch.stack([xs, ys])[None]

@@ -1,0 +1,189 @@
+"""ACmix with the self-attention of SAN: patchwise or pairwise weights of a neighbourhood."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acmix.checks import check_choice, check_odd, check_positive, require
+from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
+from acmix.geometry import can_reflect, neighbours, pixel_grid
+from acmix.modules.base import ACmixBase
+
+SAN_ATTENTIONS = ("patchwise", "pairwise")
+
+# Maps of the convolution path: q and k are one map each, v is four.
+_GROUPS = 4
+
+
+class PatchwiseACmix(ACmixBase):
+    """SAN's self-attention, mixed with a convolution of the same projections (paper App. C).
+
+    q and k have C / 4 channels and v has C, so there are six maps of width C / 4: one of q, one of
+    k, four of v. A small network φ (BN-ReLU-1×1-BN-ReLU-1×1) gives the attention weights of a k×k
+    neighbourhood, shared by the channels c with the same c mod (C / share):
+
+    * patchwise: φ of q_p and all k_r of the neighbourhood at once gives all weights at once;
+    * pairwise: φ of q_p - k_r and of the difference of their positions gives the weight of r, with
+      a softmax over the neighbourhood.
+
+    Parameter names are those of SAN's ``sam``. The layer over the six maps has no bias, as in the
+    authors' convolutional form: a BatchNorm follows.
+
+    Args:
+        in_channels: Channels of the input.
+        dim: Channels C of the output, a multiple of 4 and of ``share``.
+        kernel_att: Side of the neighbourhood, odd.
+        share: Channels that share a weight: C / share weights a position.
+        attention: ``"patchwise"`` or ``"pairwise"``.
+        kernel_conv: Side of the convolution that the path stands for, odd.
+        mix: How the paths are added, one of ``acmix.MIX_MODES``.
+        shift: How the shifts are made, one of ``acmix.SHIFT_MODES``.
+        backend: Backend of the operators; ``None`` chooses by call.
+
+    Shape:
+        Input (B, in_channels, H, W); output (B, C, H, W). Borders are reflected; on a map too small
+        for that, positions outside count as zero.
+
+    Raises:
+        InputError: An argument, or the shape of the input, is wrong.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        kernel_att: int = 7,
+        share: int = 8,
+        attention: str = "patchwise",
+        *,
+        kernel_conv: int = 3,
+        mix: str = "alpha_beta",
+        shift: str = "learnable",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            dim,
+            _GROUPS,
+            maps=2 + _GROUPS,
+            kernel_conv=kernel_conv,
+            fc_bias=False,
+            mix=mix,
+            shift=shift,
+            backend=backend,
+        )
+        check_positive("in_channels", in_channels)
+        check_odd("kernel_att", kernel_att)
+        check_positive("share", share)
+        require(dim % share == 0, "dim", dim, f"must be a multiple of share={share}")
+        check_choice("attention", attention, SAN_ATTENTIONS)
+        self.in_channels, self.kernel_att, self.attention = in_channels, kernel_att, attention
+        self.shared = dim // share
+        relation = self.head_dim
+        self.conv1 = nn.Conv2d(in_channels, relation, kernel_size=1)
+        self.conv2 = nn.Conv2d(in_channels, relation, kernel_size=1)
+        self.conv3 = nn.Conv2d(in_channels, dim, kernel_size=1)
+        if self.has_attention and attention == "patchwise":
+            window = kernel_att**2
+            self.conv_w = _phi(relation * (window + 1), self.shared, window * self.shared)
+        elif self.has_attention:
+            self.conv_w = _phi(relation + 2, relation, self.shared)
+            self.conv_p = nn.Conv2d(2, 2, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both paths on one set of projections, mixed."""
+        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
+        q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
+        return self.combine(lambda: self._attend(q, k, v), lambda: self.convolve(q, k, v))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """F_att, (B, C, H, W)."""
+        weigh = self._patchwise if self.attention == "patchwise" else self._pairwise
+        return neighbourhood_aggregation(v, weigh(q, k), **self._window(v))
+
+    def _window(self, x: Tensor) -> dict:
+        pad = self.kernel_att // 2
+        reflect = can_reflect(*x.shape[-2:], pad)
+        return dict(kernel_size=self.kernel_att, reflect=reflect, backend=self.backend)
+
+    def _pairwise(self, q: Tensor, k: Tensor) -> Tensor:
+        """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
+        position = self.conv_p(pixel_grid(*q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
+        window = self._window(q)
+        relation = neighbourhood_difference(q, k, **window)
+        offset = neighbourhood_difference(position, position, **window)
+        pairs = torch.cat([relation, offset.expand(len(q), -1, -1, -1, -1)], dim=1)
+        return self.conv_w(pairs.flatten(3)).unflatten(3, q.shape[-2:]).softmax(dim=2)
+
+    def _patchwise(self, q: Tensor, k: Tensor) -> Tensor:
+        """Weights (B, C / share, k², H, W)."""
+        norm = self.conv_w[0]
+        if norm.training or not norm.track_running_stats:
+            # Batch statistics of every neighbour need them all at once.
+            hidden = self.conv_w[2](norm(self._patches(q, k)).relu())
+        else:
+            hidden = self._patchwise_hidden(q, k)
+        return self.conv_w[3:](hidden).unflatten(1, (self.shared, self.kernel_att**2))
+
+    def _shifted(self, k: Tensor) -> list[Tensor]:
+        """K at every offset of the neighbourhood, row by row, as views."""
+        reflect = can_reflect(*k.shape[-2:], self.kernel_att // 2)
+        return neighbours(k, self.kernel_att, reflect=reflect)
+
+    def _patches(self, q: Tensor, k: Tensor) -> Tensor:
+        """Q channels, then k unfolded channel by channel, (B, (1 + k²) * C / 4, H, W)."""
+        return torch.cat([q, torch.stack(self._shifted(k), dim=2).flatten(1, 2)], dim=1)
+
+    def _patchwise_hidden(self, q: Tensor, k: Tensor) -> Tensor:
+        """First half of φ, neighbour by neighbour: no k²-fold copy of k."""
+        norm, conv = self.conv_w[0], self.conv_w[2]
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        channels = len(self.conv1.weight)
+
+        def split(values: Tensor, dim: int) -> list[Tensor]:
+            """Parts of q and of each neighbour; neighbours are the inner index of k's channels."""
+            of_q, of_k = values.tensor_split([channels], dim=dim)
+            return [of_q, *of_k.unflatten(dim, (channels, -1)).unbind(dim + 1)]
+
+        parts = zip(
+            [q, *self._shifted(k)],
+            split(scale[:, None, None], 0),
+            split(bias[:, None, None], 0),
+            split(conv.weight, 1),
+            strict=True,
+        )
+        return sum(F.conv2d((x * s + b).relu(), weight) for x, s, b, weight in parts)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds for one map of this input size."""
+        relation, window = self.head_dim, self.kernel_att**2
+        pixel = self.in_channels * (2 * relation + self.dim)
+        if self.has_attention:
+            first, last = self.conv_w[2].weight, self.conv_w[5].weight
+            evaluations = 1 if self.attention == "patchwise" else window
+            pixel += evaluations * (first.numel() + last.numel()) + window * self.dim
+        return height * width * pixel + self.convolution_multiply_adds(*[height * width] * 2)
+
+    @staticmethod
+    def call_size(x: Tensor) -> tuple[int, int]:
+        """Arguments of ``multiply_adds`` for a call."""
+        return x.shape[2], x.shape[3]
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(module)``."""
+        return (
+            f"{self.in_channels}, {self.dim}, kernel_att={self.kernel_att}, "
+            f"attention={self.attention!r}, kernel_conv={self.kernel_conv}, mix={self.mix!r}"
+        )
+
+
+def _phi(channels: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, hidden, kernel_size=1, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, out, kernel_size=1),
+    )

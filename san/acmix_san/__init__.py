@@ -1,0 +1,6 @@
+"""Self-attention network (SAN) with ACmix for MMPretrain: importing it registers ``ACmixSAN``."""
+
+from acmix_san.backbone import ACmixSAN
+from acmix_san.convert import convert_state_dict
+
+__all__ = ["ACmixSAN", "convert_state_dict"]

@@ -1,0 +1,31 @@
+"""Names of SAN weights: the original's, which our modules keep, with and without ``backbone.``."""
+
+from torch import Tensor
+
+from acmix.mm.weights import Conversion
+
+
+def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
+    """Rename SAN weights to those of an ``ACmixSAN`` classifier.
+
+    Known are the original SAN and our own, with or without ``backbone.``. Original weights come
+    with alpha = 1 and beta = 0.
+
+    Args:
+        state_dict: Weights, name to tensor.
+
+    Returns:
+        Weights under our names; for a plain SAN also the names that stay at their start.
+    """
+    weights = {_rename(name): weight for name, weight in state_dict.items()}
+    layers = [n.removesuffix("conv3.weight") for n in weights if n.endswith(".sam.conv3.weight")]
+    acmix = any(n.endswith((".sam.rate1", ".sam.fc.weight")) for n in weights)
+    if acmix or not layers:
+        return Conversion(weights, "ACmix")
+    return Conversion.of_plain("plain SAN", weights, layers)
+
+
+def _rename(name: str) -> str:
+    if name.startswith(("backbone.", "head.")):
+        return name
+    return f"head.{name}" if name.startswith("fc.") else f"backbone.{name}"

@@ -1,0 +1,13 @@
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(type="ACmixSAN", depth=10, attention="patchwise"),
+    neck=dict(type="GlobalAveragePooling"),
+    head=dict(
+        type="LinearClsHead",
+        num_classes=1000,
+        in_channels=2048,
+        loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original"),
+        topk=(1, 5),
+    ),
+)
+custom_imports = dict(imports=["acmix_san"])

@@ -1,0 +1,17 @@
+# The embedded default: trains on two CPU cores in about two minutes.
+_base_ = [
+    "./_base_/acmix-san10.py",
+    "../../core/configs/_base_/digits.py",
+    "../../core/configs/_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        widths=(32, 32, 64, 128, 128),
+        kernels=(3, 3, 3, 3, 3),
+        stem_channels=16,
+    ),
+    head=dict(num_classes=10, in_channels=128, topk=(1,)),
+)
+default_hooks = dict(logger=dict(interval=10))
+randomness = dict(seed=0)

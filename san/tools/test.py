@@ -1,0 +1,12 @@
+"""Test: python san/tools/test.py CONFIG CHECKPOINT [flags], from any folder; see --help."""
+
+import sys
+from pathlib import Path
+
+try:
+    from acmix.mm import cli
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in {sys.executable}; run 'make install' first")
+
+if __name__ == "__main__":
+    cli.test(Path(__file__).resolve().parents[1])
