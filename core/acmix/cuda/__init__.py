@@ -1,0 +1,1 @@
+"""How the CUDA kernels are named, compiled and launched; ``backends/cuda_backend.py`` calls them."""
