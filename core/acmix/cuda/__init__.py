@@ -1,1 +1,1 @@
-"""How the CUDA kernels are named, compiled and launched; ``backends/cuda_backend.py`` calls them."""
+"""How the CUDA kernels are named, compiled and launched, for ``backends/cuda_backend.py``."""
