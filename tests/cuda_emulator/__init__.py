@@ -176,7 +176,7 @@ def _build(folder, unit, check):
     """Compile the kernel and the runtime, the latter never instrumented, and link them."""
     (folder / "kernel.cpp").write_text(unit)
     includes = [f"-I{_HERE}", f"-I{_HERE / 'include'}"]
-    checks = ["-g", *(f"-fsanitize={kind}" for kind in _CHECKS)] if check else []
+    checks = ["-g", "-O1", *(f"-fsanitize={kind}" for kind in _CHECKS)] if check else []
     for source, extra in ((folder / "kernel.cpp", checks), (_HERE / "runtime.cpp", [])):
         target = folder / f"{source.stem}.o"
         command = ["g++", *_FLAGS, *extra, *includes, "-c", str(source), "-o", str(target)]

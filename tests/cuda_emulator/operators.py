@@ -17,7 +17,7 @@ def _differentiable(forward, backward, inputs, saved):
             tensors, ctx.options = args[:inputs], args[inputs:]
             outputs = forward(*tensors, *ctx.options)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            ctx.save_for_backward(*tensors, *outputs[: saved])
+            ctx.save_for_backward(*tensors, *outputs[:saved])
             return outputs[0]
 
         @staticmethod
@@ -78,7 +78,9 @@ def _windows(x, kernel_size, stride, dilation, reflect):
 def maps(*shapes, dtype=torch.float64, device="cpu"):
     """Random maps that depend on their shapes alone."""
     generator = torch.Generator().manual_seed(sum(sum(shape) for shape in shapes))
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype) for s in shapes]
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype) for s in shapes
+    ]
 
 
 def aggregation_maps(batch, channels, groups, size, kernel_size, stride, **options):
