@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from acmix.cuda import kernels
 from cuda_emulator.operators import (
     aggregation,
     aggregation_maps,
@@ -58,7 +59,11 @@ def test_attention_matches_plain(size, stride, dilation, kernel_size):
     [((14, 14), 4, 16), ((7, 7), 4, 33), ((33, 18), 1, 17), ((1, 1), 70, 1), ((5, 40), 3, 128)],
 )
 @pytest.mark.parametrize("kernel_size", [3, 7])
-def test_attention_of_many_tiles_and_chunks(size, heads, head_dim, kernel_size):
+@pytest.mark.parametrize("enough_blocks", [1, 264])
+def test_attention_of_many_tiles_and_chunks(
+    monkeypatch, size, heads, head_dim, kernel_size, enough_blocks
+):
+    monkeypatch.setattr(kernels, "_ENOUGH_BLOCKS", enough_blocks)
     inputs = maps(*[(1, heads, head_dim, *size)] * 3, dtype=torch.float32)
     check_gradients("attention", inputs, kernel_size=kernel_size)
 

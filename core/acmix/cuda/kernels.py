@@ -25,6 +25,9 @@ _SHARED_BYTES = 48 * 1024
 # More channels a barrier help little, and less shared memory lets more blocks live together.
 _MAX_CHUNK = 8
 _MAX_BLOCK_DEPTH = 64
+# Two for each multiprocessor of an H100: maps of 7×7 fill a device with many small blocks rather
+# than with few full ones.
+_ENOUGH_BLOCKS = 264
 
 
 @cache
@@ -121,7 +124,8 @@ def cut_tiles(
     limit = max(1, _MAX_ROWS // min(rows, 2))
     y, tiles_y = _even(-(-size[0] // rows), limit)
     x, tiles_x = _even(size[1], _MAX_COLUMNS)
-    z = max(1, min(planes, _THREADS // (x * y), _MAX_BLOCK_DEPTH))
+    spare = tiles_y * tiles_x * planes // _ENOUGH_BLOCKS
+    z = max(1, min(spare, _THREADS // (x * y), _MAX_BLOCK_DEPTH))
 
     def halo(threads: int) -> int:
         if gather:

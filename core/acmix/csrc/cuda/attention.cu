@@ -29,7 +29,11 @@
 //             cycles for its bytes: 0.6 of the bandwidth floor in float, 0.3 in half.
 //   backward  12 e bytes over both kernels, 343 multiply-adds, 294 shared loads: 0.36 of the
 //             floor in float, 0.18 in half.
-// Not counted: the halo, (16 + 6)(8 + 6) / (16 * 8) = 2.4 reads of each key, mostly from the L2.
+// Not counted: idle lanes, 12 % of a tile of 56 x 56 and up to 45 % of small maps; the halo,
+// (16 + 6)(8 + 6) / (16 * 8) = 2.4 reads of each key, mostly from the L2; and at stride 2 the
+// neighbouring queries' keys, two apart, which take shared memory twice as long. Maps of 7 x 7 are
+// bound by too few threads instead. Half the floor is out of reach in half precision without
+// matrix units.
 // These kernels have been compiled and emulated on a CPU; they have not been run on a GPU.
 #include "common.cuh"
 
