@@ -27,9 +27,9 @@
 //   forward   4 e bytes, 98 multiply-adds, 56 shared loads with ROWS = 2. A warp of 64 queries
 //             takes 112 cycles for its loads, the narrowest unit, and 71 (float) or 35 (half)
 //             cycles for its bytes: 0.6 of the bandwidth floor in float, 0.3 in half.
-//   backward  12 e bytes over both kernels, 343 multiply-adds, 294 shared loads: 0.36 of the
-//             floor in float, 0.18 in half.
-// Not counted: idle lanes, 12 % of a tile of 56 x 56 and up to 45 % of small maps; the halo,
+//   backward  12 e bytes over both kernels, 343 multiply-adds, 343 shared loads: 0.31 of the
+//             floor in float, 0.15 in half.
+// Not counted: idle lanes, 12 to 25 % of a block at 56, 28, 14 and 7 pixels; the halo,
 // (16 + 6)(8 + 6) / (16 * 8) = 2.4 reads of each key, mostly from the L2; and at stride 2 the
 // neighbouring queries' keys, two apart, which take shared memory twice as long. Maps of 7 x 7 are
 // bound by too few threads instead. Half the floor is out of reach in half precision without
