@@ -58,29 +58,44 @@ def compile_source(stem: str, dtype: torch.dtype, arch: int) -> list[Usage]:
     from cuda.bindings import nvrtc
 
     names = kernels.names(stem, dtype)
-    program = _checked(
-        nvrtc.nvrtcCreateProgram(kernels.source(stem).encode(), f"{stem}.cu".encode(), 0, [], [])
-    )
-    for name in names:
-        _checked(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    options = [*kernels.COMPILE_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v"]
-    options += [f"-I{folder}" for folder in _include_folders()]
-    options = [option.encode() for option in options]
-    status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
-    log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
-    log_bytes = bytes(log)
-    _checked(nvrtc.nvrtcGetProgramLog(program, log_bytes))
-    text = log_bytes.decode(errors="replace")
-    if status.value:
-        raise RuntimeError(f"{stem}.cu, sm_{arch}, {dtype}:\n{text}")
+    program, text = _compile(stem, names, f"sm_{arch}", "--ptxas-options=-v")
     found = {match["mangled"]: match for match in _USAGE.finditer(text)}
     usages = []
     for name in names:
         match = found[_checked(nvrtc.nvrtcGetLoweredName(program, name.encode())).decode()]
         spilled = int(match["stores"]) + int(match["loads"])
         usages.append(Usage(name, arch, int(match["registers"]), int(match["stack"]), spilled))
-    nvrtc.nvrtcDestroyProgram(program)
     return usages
+
+
+def compile_ptx(stem: str, name: str, arch: int = 80) -> str:
+    """The PTX of one instantiation."""
+    from cuda.bindings import nvrtc
+
+    program, _ = _compile(stem, [name], f"compute_{arch}")
+    text = b" " * _checked(nvrtc.nvrtcGetPTXSize(program))
+    _checked(nvrtc.nvrtcGetPTX(program, text))
+    return text.rstrip(b"\0").decode()
+
+
+def _compile(stem: str, names: list[str], target: str, *options: str) -> tuple:
+    """The NVRTC program of a source with some instantiations, and its log."""
+    from cuda.bindings import nvrtc
+
+    program = _checked(
+        nvrtc.nvrtcCreateProgram(kernels.source(stem).encode(), f"{stem}.cu".encode(), 0, [], [])
+    )
+    for name in names:
+        _checked(nvrtc.nvrtcAddNameExpression(program, name.encode()))
+    options = [*kernels.COMPILE_OPTIONS, f"-arch={target}", *options]
+    options = [option.encode() for option in (*options, *map("-I{}".format, _include_folders()))]
+    status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
+    # NVRTC writes into the memory of these bytes.
+    log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+    _checked(nvrtc.nvrtcGetProgramLog(program, log))
+    if status.value:
+        raise RuntimeError(f"{stem}.cu, {target}, {names[0]}, ...:\n{log.decode()}")
+    return program, log.decode()
 
 
 def main() -> int:

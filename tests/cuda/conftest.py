@@ -1,8 +1,11 @@
+import importlib.util
+
 import pytest
 import torch
 
 import cuda_emulator
 from acmix.cuda import launcher
+from support import ROOT
 
 
 def pytest_runtest_setup(item):
@@ -35,3 +38,16 @@ def emulate(monkeypatch):
 @pytest.fixture
 def emulated(emulate):
     emulate()
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """``ci/compile_cuda.py`` as a module."""
+    path = ROOT / "ci" / "compile_cuda.py"
+    spec = importlib.util.spec_from_file_location("compile_cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    reason = module.why_not()
+    if reason:
+        pytest.skip(reason)
+    return module

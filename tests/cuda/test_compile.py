@@ -1,24 +1,9 @@
 """Every instantiation compiles for every architecture without spilling a register."""
 
-import importlib.util
-
 import pytest
 import torch
 
 from acmix.cuda import kernels
-from support import ROOT
-
-
-@pytest.fixture(scope="module")
-def compiler():
-    path = ROOT / "ci" / "compile_cuda.py"
-    spec = importlib.util.spec_from_file_location("compile_cuda", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    reason = module.why_not()
-    if reason:
-        pytest.skip(reason)
-    return module
 
 
 def check(compiler, stem, dtype, arch):

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from functools import cache
@@ -39,6 +40,8 @@ class KernelError(RuntimeError):
 
 def why_not() -> str | None:
     """Why kernels can't be emulated here, if so."""
+    if not sys.platform.startswith("linux"):
+        return "the emulation of the kernels needs Linux"
     return None if shutil.which("g++") else "the emulation of the kernels needs g++"
 
 

@@ -230,9 +230,9 @@ def _cut_planes(x: Tensor, size: tuple[int, int]) -> kernels.Pixels:
 
 
 def _cut_channels(v: Tensor, w: Tensor, size: tuple[int, int]) -> tuple[kernels.Pixels, int]:
-    """Threads for eight channels that share a weight, and how many such eights there are."""
+    """Threads for some channels that share a weight, and how many such chunks there are."""
     groups = w.shape[1]
-    chunks = -(-v.shape[1] // (8 * groups))
+    chunks = -(-v.shape[1] // (kernels.CHANNELS * groups))
     return kernels.cut_pixels(size[0] * size[1], v.shape[0] * groups * chunks), chunks
 
 

@@ -17,7 +17,10 @@ TYPES = {
 }
 # No fast-math: the log-sum-exp of the forward must be the one that the backward subtracts.
 COMPILE_OPTIONS = ("-std=c++17",)
+# Channels of one thread: CHANNELS of aggregation.cu.
+CHANNELS = 8
 
+# The bound that every kernel was compiled for.
 _THREADS = 128
 _MAX_COLUMNS, _MAX_ROWS = 16, 8
 # What every device lends a block without being asked for more.
