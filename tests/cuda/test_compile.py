@@ -1,0 +1,45 @@
+"""Every instantiation compiles for every architecture without spilling a register."""
+
+import pytest
+import torch
+
+from acmix.cuda import kernels
+
+
+def check(compiler, stem, dtype, arch):
+    usages = compiler.compile_source(stem, dtype, arch)
+    assert [usage.name for usage in usages] == kernels.names(stem, dtype)
+    spilled = [usage for usage in usages if usage.spilled]
+    assert not spilled
+
+
+@pytest.mark.parametrize("stem", kernels.SOURCES)
+def test_float_compiles_without_spills(compiler, stem):
+    check(compiler, stem, torch.float32, arch=80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [75, 80, 86, 90, 100])
+@pytest.mark.parametrize("stem", kernels.SOURCES)
+def test_every_type_compiles_without_spills(compiler, stem, arch):
+    for dtype in kernels.TYPES:
+        check(compiler, stem, dtype, arch)
+
+
+def test_error_names_source_and_architecture(compiler, monkeypatch):
+    text = kernels.source("subtraction").replace("Offset plane", "Ofset plane", 1)
+    monkeypatch.setattr(kernels, "source", lambda stem: text)
+    with pytest.raises(RuntimeError, match=r"subtraction\.cu, sm_80.*\n(.*\n)*.*Ofset"):
+        compiler.compile_source("subtraction", torch.float32, 80)
+
+
+def test_spills_are_counted(compiler, monkeypatch):
+    text = kernels.source("attention")
+    tight = text.replace("sizeof(T) == 8 ? 1 : 3) attention_grad_key(", "8) attention_grad_key(")
+    assert tight != text
+    monkeypatch.setattr(kernels, "source", lambda stem: tight)
+    name = "attention_grad_key<float, 7, 1>"
+    monkeypatch.setattr(kernels, "names", lambda stem, dtype: [name])
+    (usage,) = compiler.compile_source("attention", torch.float32, 80)
+    assert usage.registers <= 64
+    assert usage.spilled > 0

@@ -1,0 +1,163 @@
+"""The emulator itself: it must find planted bugs, and round as the device does."""
+
+import pytest
+import torch
+
+import cuda_emulator
+from acmix.cuda import kernels, launcher
+from cuda_emulator.operators import (
+    aggregation,
+    aggregation_maps,
+    attention,
+    maps,
+    plain_attention,
+    subtraction,
+)
+from support import gradients
+
+# Where the first of several barriers stands in the kernels' text, and other places for bugs.
+_FILL = "values[c * size + i] = at < 0 ? A(0) : A(load(map + Offset(c) * pixels + at));\n    }\n"
+_BARRIER = "    __syncthreads();\n"
+_BUGS = {
+    "no barrier after the fill": (_FILL + _BARRIER, _FILL, "uninitialised read|race: "),
+    "no barrier before the fill": (
+        _BARRIER + "    const int thread",
+        "    const int thread",
+        "uninitialised read|race: ",
+    ),
+    "divergent barrier": (
+        _FILL + _BARRIER,
+        _FILL + "    if (threadIdx.x > 0)\n" + _BARRIER + "    else\n" + _BARRIER,
+        "divergent barrier",
+    ),
+    "barrier after an exit": (
+        "  const Offset plane = tile.plane;",
+        "  if (!valid[0]) return;\n  const Offset plane = tile.plane;",
+        "have left the kernel",
+    ),
+    "read past the map": (
+        "if (t >= 0 && t < size) return t;",
+        "if (t >= 0) return t;",
+        "out of bounds: read",
+    ),
+    "write past the map": (
+        "store(out + Offset(c0 + c)",
+        "store(out + 1 + Offset(c0 + c)",
+        "out of bounds: write|race: write after write",
+    ),
+    "every thread writes": (
+        "valid[r] = tile.active && y < out_h && x0 + int(threadIdx.x) < out_w;",
+        "valid[r] = true;",
+        "race: write after write",
+    ),
+    "past the shared memory": (
+        "values = all + threadIdx.z * chunk * size;",
+        "values = all + threadIdx.z * chunk * size + 7;",
+        "out of bounds: write of 4 bytes in shared memory",
+    ),
+    "uninitialised shared memory": (
+        "values[c * size + i] = at",
+        "if (i > 3) values[c * size + i] = at",
+        "uninitialised read: shared",
+    ),
+    "past an array": (
+        "A top = -infinity(), total = 0;",
+        "A top = weight[r][K * K - 1 + threadIdx.x], total = 0;",
+        "array index out of bounds",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _needs_the_emulator(emulated):
+    pass
+
+
+def run_attention(dtype=torch.float32):
+    # Two tiles of nine columns leave a column of threads idle; 12 channels make two chunks.
+    return gradients(attention, *maps(*[(1, 2, 12, 9, 17)] * 3, dtype=dtype), kernel_size=5)
+
+
+@pytest.mark.parametrize("bug", list(_BUGS))
+def test_planted_bug_is_reported(emulate, bug):
+    old, new, message = _BUGS[bug]
+
+    def plant(text):
+        assert old in text
+        return text.replace(old, new, 1)
+
+    emulate(check=True, edit=plant)
+    with pytest.raises(cuda_emulator.KernelError, match=message) as raised:
+        run_attention()
+    if "barrier" not in message:
+        assert "line " in str(raised.value)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_kernels_are_clean_in_check_mode(emulate, monkeypatch, order):
+    emulate(check=True, order=order)
+    monkeypatch.setattr(kernels, "_ENOUGH_BLOCKS", 1)  # Several heads in a block.
+    run_attention()
+    for options in (dict(kernel_size=7, stride=2), dict(kernel_size=9), dict(dilation=2)):
+        gradients(attention, *maps(*[(1, 3, 18, 7, 17)] * 3, dtype=torch.float32), **options)
+    # Cut to the image.
+    gradients(attention, *maps(*[(1, 3, 18, 2, 5)] * 3, dtype=torch.float32))
+    for reflect in (True, False):
+        options = dict(kernel_size=7, stride=2, reflect=reflect)
+        inputs = aggregation_maps(1, 20, 2, (9, 11), 7, 2, dtype=torch.float32)
+        gradients(aggregation, *inputs, **options)
+        inputs = maps(*[(1, 3, 9, 11)] * 2, dtype=torch.float32)
+        gradients(subtraction, *inputs, **options)
+
+
+def test_arguments_of_wrong_number_or_type_are_refused():
+    q = torch.zeros(1, 1, 2, 4, 4)
+    name = "subtraction_grad_first<float, 3>"
+    with pytest.raises(cuda_emulator.KernelError, match="2 arguments, the kernel takes 9"):
+        launcher.launch("subtraction", name, 1, (32, 1, 1), (q, q))
+    sizes = (4, 4, 4, 4, 3, 1, 1)
+    with pytest.raises(cuda_emulator.KernelError, match=r"argument 1 is torch\.float64"):
+        launcher.launch("subtraction", name, 1, (32, 1, 1), (q, q.double(), *sizes))
+    runtime = cuda_emulator.EmulatedRuntime()
+    address = runtime.address(q)
+    function = runtime.module("subtraction", name, q).get_function(name)
+    with pytest.raises(cuda_emulator.KernelError, match="argument 2 is <class 'int'>"):
+        function((1, 1, 1), (32, 1, 1), (address, address, *sizes))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "to_float", "from_float"),
+    [
+        (torch.float16, "__half", "__half2float", "__float2half"),
+        (torch.bfloat16, "__nv_bfloat16", "__bfloat162float", "__float2bfloat16"),
+    ],
+)
+def test_half_types_round_as_torch_does(dtype, kind, to_float, from_float):
+    text = f"""
+    template <typename T> void convert(const T* x, float* wide, const float* y, T* narrow, int n) {{
+      const int i = blockIdx.x * blockDim.x + threadIdx.x;
+      if (i < n) wide[i] = {to_float}(x[i]), narrow[i] = {from_float}(y[i]);
+    }}"""
+    runtime = cuda_emulator.EmulatedRuntime()
+    name = f"convert<{kind}>"
+    module = cuda_emulator.EmulatedModule(
+        runtime, cuda_emulator._library(text, (name,), False), [name]
+    )
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    bits = torch.randint(-(2**31), 2**31, x.shape, generator=torch.Generator().manual_seed(0))
+    y = bits.to(torch.int32).view(torch.float32)
+    y[::2] = x[::2].float() * (1 + 2.0**-9)  # Near ties of either type, subnormals among them.
+    wide, narrow = torch.empty(x.shape), torch.empty_like(x)
+    args = [runtime.address(tensor) for tensor in (x, wide, y, narrow)]
+    count = launcher._typed(x.numel(), float)
+    module.get_function(name)((512, 1, 1), (128, 1, 1), (*args, count))
+    torch.testing.assert_close(wide, x.float(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(narrow, y.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def test_values_without_edits_match(emulate):
+    emulate(check=True)
+    inputs = maps(*[(1, 2, 12, 9, 11)] * 3, dtype=torch.float16)
+    expected = plain_attention(*(x.double() for x in inputs), kernel_size=5)
+    actual = attention(*inputs, kernel_size=5)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-3)

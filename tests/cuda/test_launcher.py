@@ -1,0 +1,134 @@
+"""What stands between torch and the kernels: choice, checks, tiles, launch arguments, indices."""
+
+import math
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+
+import acmix
+from acmix.backends import cuda_backend
+from acmix.cuda import kernels, launcher
+from cuda_emulator.operators import attention, subtraction
+
+
+def test_import_needs_torch_alone():
+    code = (
+        "import sys; sys.modules['cupy'] = None; import acmix.backends.cuda_backend as b, torch;"
+        "print(b.why_not('attention', torch.zeros(1)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "not on a CUDA device" in done.stdout, done.stderr
+
+
+def test_reasons_name_everything_that_is_missing(monkeypatch):
+    monkeypatch.setattr(cuda_backend, "find_spec", lambda name: None)
+    for version, package in [("12.8", "cupy-cuda12x"), ("13.0", "cupy-cuda13x")]:
+        monkeypatch.setattr(torch.version, "cuda", version)
+        dtype, device, cupy = cuda_backend.why_not("attention", torch.zeros(1, dtype=torch.int32))
+        assert "torch.int32 is not one of torch.float32, torch.float64" in dtype
+        assert "on cpu" in device
+        assert f"pip install {package}" in cupy
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in cuda_backend.why_not("attention", torch.zeros(1))[-1]
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("sliding_window_attention", False),
+        ("aggregation", False),
+        ("subtraction", False),
+        ("window_attention", True),
+        ("convolution_path", True),
+    ],
+)
+def test_reasons_know_the_operators(op, expected):
+    reasons = cuda_backend.why_not(op, torch.zeros(1))
+    assert any("no CUDA kernel" in reason for reason in reasons) == expected
+
+
+@pytest.mark.parametrize("size", [(56, 56), (28, 28), (14, 14), (7, 7), (1, 1), (1, 200), (37, 3)])
+@pytest.mark.parametrize("planes", [1, 130, 5003])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("gather", [False, True])
+def test_tiles_cover_the_map_within_the_limits(size, planes, dtype, gather):
+    for kernel_size in kernels.KERNEL_SIZES:
+        for stride in kernels.TILED_STRIDES:
+            rows = 1 if gather else kernels.query_rows(kernel_size, dtype)
+            window = dict(kernel_size=kernel_size, stride=stride, rows=rows, gather=gather)
+            tiles = kernels.cut_tiles(size, planes, 64, dtype, **window)
+            x, y, z = tiles.block
+            assert tiles.tiles_y * y * rows >= size[0]
+            assert tiles.tiles_x * x >= size[1]
+            assert tiles.grid // (tiles.tiles_y * tiles.tiles_x) * z >= planes
+            assert x * y * z <= 128
+            assert tiles.chunk >= 1
+            assert tiles.shared_bytes <= 48 * 1024
+
+
+def test_scalars_are_typed():
+    assert type(launcher._typed(3, numpy.float32)) is numpy.int32
+    assert type(launcher._typed(True, numpy.float32)) is numpy.int32
+    assert type(launcher._typed(0.5, numpy.float64)) is numpy.float64
+
+
+def test_what_a_kernel_cannot_count_is_refused(emulated):
+    x = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(acmix.InputError, match="split the batch"):
+        launcher.launch("subtraction", "any", 2**31, (1, 1, 1), (x,))
+    with pytest.raises(acmix.InputError, match="below 2\\*\\*31"):
+        launcher.launch("subtraction", "subtraction_forward<float, 3>", 1, (1, 1, 1), (x, 2**31))
+    with pytest.raises(acmix.InputError, match="contiguous"):
+        launcher.launch("subtraction", "any", 1, (1, 1, 1), (x, torch.zeros(2, 3).T))
+    with pytest.raises(acmix.InputError, match="fewer than 2\\*\\*31 pixels"):
+        subtraction(*[x[:, :0].expand(1, 0, 2**16, 2**16)] * 2, kernel_size=3)
+    with pytest.raises(acmix.InputError, match="too wide to reflect"):
+        subtraction(x, x, kernel_size=3, reflect=True)
+
+
+def test_backward_of_no_images(emulated):
+    q = torch.zeros(0, 2, 4, 5, 5, requires_grad=True)
+    attention(q, q, q).sum().backward()
+    assert q.grad.shape == q.shape
+
+
+@pytest.fixture
+def unfilled_memory():
+    """Let torch reserve memory without touching it."""
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True)
+
+
+def _reserve(*shape):
+    try:
+        return torch.empty(shape, dtype=torch.float16)
+    except RuntimeError as error:
+        pytest.skip(f"more than 2**31 elements cannot be reserved here: {error}")
+
+
+def test_subtraction_beyond_32_bits(emulate, unfilled_memory):
+    """The last channel of an output of more than 2³¹ elements."""
+    channels, size = 700, 256
+    a, b = (_reserve(1, channels, size, size) for _ in range(2))
+    a[:, -1], b[:, -1] = 3, 1
+    emulate(first_block=lambda grid: grid - size * size // 128)
+    out = cuda_backend.subtraction_forward(a, b, 7, 1, 1, True)
+    assert out.numel() > 2**31
+    assert (out[0, -1] == 2).all()
+
+
+def test_attention_beyond_32_bits(emulate, unfilled_memory):
+    """The last tiles of the last head of maps of more than 2³¹ elements."""
+    heads, channels, size = 520, 64, 256
+    x = _reserve(1, heads, channels, size, size)
+    assert x.numel() > 2**31
+    x[:, -2:, :, -40:] = 1
+    emulate(first_block=lambda grid: grid - 16)
+    out, lse = cuda_backend.attention_forward(x, x, x, 7, 1, 1)
+    assert (out[0, -1, :, -4:, -16:] == 1).all()
+    expected = torch.tensor(channels**0.5 + math.log(49))
+    torch.testing.assert_close(lse[0, -1, -1, -1], expected)

@@ -1,0 +1,1 @@
+// The emulator's device.h, included before every kernel, has the half types.
