@@ -18,11 +18,7 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
         Weights under our names; for a plain PVT also the names that stay at their start.
     """
     weights = {_rename(name): weight for name, weight in state_dict.items()}
-    layers = [n.removesuffix("q.weight") for n in weights if n.endswith(".attn.q.weight")]
-    acmix = any(n.endswith((".attn.rate1", ".attn.fc.weight")) for n in weights)
-    if acmix or not layers:
-        return Conversion(weights, "ACmix")
-    return Conversion.of_plain("plain PVT", weights, layers)
+    return Conversion.recognise(weights, "PVT's names", "attn")
 
 
 def _rename(name: str) -> str:

@@ -18,11 +18,7 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
         Weights under our names; for a plain SAN also the names that stay at their start.
     """
     weights = {_rename(name): weight for name, weight in state_dict.items()}
-    layers = [n.removesuffix("conv3.weight") for n in weights if n.endswith(".sam.conv3.weight")]
-    acmix = any(n.endswith((".sam.rate1", ".sam.fc.weight")) for n in weights)
-    if acmix or not layers:
-        return Conversion(weights, "ACmix")
-    return Conversion.of_plain("plain SAN", weights, layers)
+    return Conversion.recognise(weights, "SAN's names", "sam")
 
 
 def _rename(name: str) -> str:

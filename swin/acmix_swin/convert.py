@@ -42,14 +42,14 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     """
     weights = {n: w for n, w in state_dict.items() if not _DERIVED.search(n)}
     if "features.0.0.weight" in weights:
-        weights, origin = _rename(weights, _torchvision_name), "torchvision"
+        weights, origin = _rename(weights, _torchvision_name), "torchvision's names"
     elif "patch_embed.proj.weight" in weights:
-        weights, origin = _rename(weights, _released_name), "released names"
+        weights, origin = _rename(weights, _released_name), "Microsoft's names"
     elif any(name.startswith("stages.") for name in weights):
-        return _with_mix(_rename(weights, lambda name: name), "backbone")
+        return Conversion.recognise(_rename(weights, lambda name: name), "own names", "w_msa")
     else:
-        return _with_mix(weights, "classifier")
-    return _with_mix(_reorder_patch_merging(weights), origin)
+        return Conversion.recognise(weights, "own names", "w_msa")
+    return Conversion.recognise(_reorder_patch_merging(weights), origin, "w_msa")
 
 
 def _rename(weights: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
@@ -101,12 +101,3 @@ def _reorder_patch_merging(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _channel_major(weight: Tensor) -> Tensor:
     pixels = weight.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
     return pixels.transpose(-1, -2).flatten(-2)
-
-
-def _with_mix(weights: dict[str, Tensor], origin: str) -> Conversion:
-    """Say that plain weights mean alpha = 1 and beta = 0."""
-    layers = [n.removesuffix("qkv.weight") for n in weights if n.endswith("w_msa.qkv.weight")]
-    acmix = any(n.endswith(("w_msa.rate1", "w_msa.fc.weight")) for n in weights)
-    if acmix or not layers:
-        return Conversion(weights, f"ACmix, {origin}")
-    return Conversion.of_plain(f"plain Swin, {origin}", weights, layers)

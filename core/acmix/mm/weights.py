@@ -12,6 +12,9 @@ from acmix.errors import CheckpointError
 # Buffers that a model makes for itself.
 _DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
 
+# What an ACmix layer has and a plain one has not; each mix mode has at least one of the two.
+_ACMIX = ("rate1", "fc.weight")
+
 
 @dataclass
 class Conversion:
@@ -34,20 +37,26 @@ class Conversion:
     equivalent: bool = True
 
     @classmethod
-    def of_plain(cls, origin: str, weights: dict[str, Tensor], layers: list[str]) -> "Conversion":
-        """Weights of a model with attention alone: alpha = 1 and beta = 0 in every layer.
+    def recognise(cls, weights: dict[str, Tensor], origin: str, layer: str) -> "Conversion":
+        """Tell ACmix weights from those of the model with attention alone.
+
+        The latter mean alpha = 1 and beta = 0 in every layer.
 
         Args:
-            origin: What the weights were made by.
             weights: Under our names.
-            layers: Prefixes of the layers that are ACmix in our model, each with its last dot.
+            origin: What the weights were made by.
+            layer: Name of the attention layer in every block.
         """
+        matches = (re.match(rf"(.*\.{layer}\.)", name) for name in weights)
+        layers = list(dict.fromkeys(match[1] for match in matches if match))
+        if not layers or any(prefix + own in weights for prefix in layers for own in _ACMIX):
+            return cls(weights, f"ACmix, {origin}")
         defaults, fresh = {}, []
-        for layer in layers:
-            defaults[f"{layer}rate1"] = torch.ones(1)
-            defaults[f"{layer}rate2"] = torch.zeros(1)
-            fresh += [layer + name for name in ("fc.weight", "fc.bias", "dep_conv.weight")]
-        return cls(weights, origin, defaults, fresh)
+        for prefix in layers:
+            defaults[f"{prefix}rate1"] = torch.ones(1)
+            defaults[f"{prefix}rate2"] = torch.zeros(1)
+            fresh += [prefix + name for name in ("fc.weight", "fc.bias", "dep_conv.weight")]
+        return cls(weights, f"plain attention, {origin}", defaults, fresh)
 
 
 def load_weights(
