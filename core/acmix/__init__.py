@@ -4,7 +4,13 @@
 """
 
 from acmix.errors import BackendError, CheckpointError, InputError
-from acmix.functional import convolution_path, sliding_window_attention, window_attention
+from acmix.functional import (
+    convolution_path,
+    neighbourhood_aggregation,
+    neighbourhood_difference,
+    sliding_window_attention,
+    window_attention,
+)
 from acmix.modules import MIX_MODES, SHIFT_MODES, ACmix2d, WindowACmix
 
 __version__ = "0.1.0"
@@ -18,6 +24,8 @@ __all__ = [
     "SHIFT_MODES",
     "WindowACmix",
     "convolution_path",
+    "neighbourhood_aggregation",
+    "neighbourhood_difference",
     "sliding_window_attention",
     "window_attention",
 ]

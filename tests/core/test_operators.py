@@ -106,7 +106,7 @@ def test_sliding_window_error_budget(dtype, stride):
     )
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
 def test_sliding_window_on_other_storage(layout, backend):
     q, k, v = qkv_maps(2, 2, 4, 9, 10)
@@ -209,7 +209,7 @@ def test_window_attention_error_budget(dtype):
         (dict(dilation=1.0), r"dilation=1\.0: give a positive integer"),
         (
             dict(backend="troch"),
-            r"backend='troch': choose from torch, reference; did you mean 'torch'\?",
+            r"backend='troch': choose from cpu, torch, reference; did you mean 'torch'\?",
         ),
     ],
 )

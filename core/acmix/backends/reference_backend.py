@@ -2,9 +2,22 @@
 
 from torch import Tensor
 
-from acmix.reference import convolution_path, sliding_window_attention, window_attention
+from acmix.reference import (
+    convolution_path,
+    neighbourhood_aggregation,
+    neighbourhood_difference,
+    sliding_window_attention,
+    window_attention,
+)
 
-__all__ = ["convolution_path", "sliding_window_attention", "why_not", "window_attention"]
+__all__ = [
+    "convolution_path",
+    "neighbourhood_aggregation",
+    "neighbourhood_difference",
+    "sliding_window_attention",
+    "why_not",
+    "window_attention",
+]
 
 
 def why_not(op: str, x: Tensor) -> list[str]:

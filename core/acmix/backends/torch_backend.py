@@ -7,6 +7,7 @@ four times the keys for the tiles below, instead of k² = 49 times. Measured on 
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,37 @@ def convolution_path(
         return _shift_and_sum(f.permute(0, 3, 4, 1, 2), stride)
     f = f.flatten(-2).permute(0, 3, 1, 2)
     return F.conv2d(f, kernels, stride=stride, padding=kernels.shape[-1] // 2, groups=head_dim)
+
+
+def neighbourhood_aggregation(
+    v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """See ``acmix.neighbourhood_aggregation``: one product a window offset, summed in place."""
+    shared = (v.shape[1] // w.shape[1], w.shape[1])
+    neighbours = _neighbours(v, kernel_size, stride, dilation, reflect)
+    products = (x.unflatten(1, shared) * w[:, None, :, o] for o, x in enumerate(neighbours))
+    return sum(products).flatten(1, 2)
+
+
+def neighbourhood_difference(
+    a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """See ``acmix.neighbourhood_difference``."""
+    centre = a[..., ::stride, ::stride]
+    neighbours = _neighbours(b, kernel_size, stride, dilation, reflect)
+    return torch.stack([centre - x for x in neighbours], dim=2)
+
+
+def _neighbours(
+    x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Iterator[Tensor]:
+    """Views of the padded map at each window offset, (B, C, Ho, Wo), row by row."""
+    height, width = x.shape[-2:]
+    pad = dilation * (kernel_size // 2)
+    x = F.pad(x, (pad,) * 4, mode="reflect" if reflect else "constant")
+    for dy in range(0, 2 * pad + 1, dilation):
+        for dx in range(0, 2 * pad + 1, dilation):
+            yield x[..., dy : dy + height : stride, dx : dx + width : stride]
 
 
 def _shift_and_sum(f: Tensor, stride: int) -> Tensor:
