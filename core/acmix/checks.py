@@ -32,6 +32,15 @@ def check_shape(name: str, tensor: Tensor, shape: Iterable[int]) -> None:
     require(tuple(tensor.shape) == shape, f"{name}.shape", tuple(tensor.shape), f"must be {shape}")
 
 
+def check_same_kind(**tensors: Tensor) -> None:
+    """Raise unless all tensors have the dtype and the device of the first."""
+    (first, like), *others = tensors.items()
+    for name, tensor in others:
+        same = tensor.dtype == like.dtype and tensor.device == like.device
+        kind = f"{tensor.dtype} on {tensor.device}"
+        require(same, name, kind, f"must be {like.dtype} on {like.device}, like {first}")
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise unless ``value`` is one of the choices, and suggest the nearest."""
     choices = list(choices)

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from acmix.backends import choose
-from acmix.checks import check_odd, check_positive, check_shape, require
+from acmix.checks import check_odd, check_positive, check_same_kind, check_shape, require
 from acmix.geometry import can_reflect, output_size
 
 
@@ -39,7 +39,8 @@ def sliding_window_attention(
         kernel_size: Side of the window in keys, odd.
         stride: Distance of neighbouring queries, in pixels.
         dilation: Distance of neighbouring keys, in pixels.
-        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
 
     Returns:
         (B, N, D, ceil(H / stride), ceil(W / stride)), in the dtype of ``q``.
@@ -53,6 +54,7 @@ def sliding_window_attention(
     check_shape("v", v, q.shape)
     if position is not None:
         check_shape("position", position, q.shape[2:])
+    check_same_kind(q=q, k=k, v=v)
     check_odd("kernel_size", kernel_size)
     check_positive("stride", stride)
     check_positive("dilation", dilation)
@@ -81,7 +83,8 @@ def window_attention(
         bias: Relative position bias, (N, L, L).
         mask: Added to the logits of window ``w`` of every image, (nW, L, L).
         dropout: Probability of dropping an attention weight.
-        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
 
     Returns:
         (B * nW, N, L, D).
@@ -127,7 +130,8 @@ def convolution_path(
             moves tensors instead: tap i shifted by (i // k_c, i % k_c) - k_c // 2, with M = 1.
         fc_bias: (taps,) or ``None``.
         stride: Stride of the convolution, in pixels.
-        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
 
     Returns:
         (B, D * M, ceil(H / stride), ceil(W / stride)), channel order d * M + m.
@@ -166,41 +170,47 @@ def neighbourhood_aggregation(
     reflect: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Weighted sum of each pixel's neighbourhood, weights shared by groups of channels (SAN).
+    """Sum of the values around each pixel under weights of its own (SAN's aggregation).
 
-    ``out[b, c, p] = sum_o w[b, c mod C_w, o, p] * v[b, c, stride * p + offset(o)]``, offsets row
-    by row.
+    Channels share weights: channel c takes those of channel c mod Cw. Offsets o of the window go
+    row by row::
+
+        out[b, c, p] = sum_o w[b, c mod Cw, o, p] * v[b, c, stride * p + offset(o)]
 
     Args:
         v: Values, (B, C, H, W).
-        w: Weights, (B, C_w, k², ceil(H / stride), ceil(W / stride)), C a multiple of C_w.
-        kernel_size: Side k of the neighbourhood, odd.
+        w: Weights, (B, Cw, kernel_size², ceil(H / stride), ceil(W / stride)), Cw dividing C.
+        kernel_size: Side of the window in pixels, odd.
         stride: Distance of neighbouring outputs, in pixels.
-        dilation: Distance of neighbouring offsets, in pixels.
-        reflect: Whether positions outside are reflected without repeating the edge, or zero.
-        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+        dilation: Distance of neighbouring values of a window, in pixels.
+        reflect: Reflect the border without repeating the edge. Without it, and on a map too small
+            for it (``dilation * (kernel_size // 2) >= min(H, W)``), values outside are zero.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
 
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)).
 
     Raises:
-        InputError: A shape or a size is wrong, or the map is too small to reflect.
+        InputError: A shape, a size, a dtype or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
-    _check_neighbourhood("v", v, kernel_size, stride, dilation, reflect)
-    require(w.dim() == 5, "w", tuple(w.shape), "give it as (B, C_w, k², H, W)")
-    channels = w.shape[1]
-    fits = channels > 0 and v.shape[1] % channels == 0
-    require(fits, "w channels", channels, f"must divide the {v.shape[1]} channels of v")
-    size = output_size(*v.shape[2:], stride)
-    check_shape("w", w, (v.shape[0], channels, kernel_size**2, *size))
+    require(v.dim() == 4, "v", tuple(v.shape), "give it as (B, C, H, W)")
+    reflect = _check_window(v, kernel_size, stride, dilation, reflect)
+    out_size = output_size(*v.shape[2:], stride)
+    fits = w.dim() == 5 and w.shape[0] == v.shape[0] and w.shape[1] > 0
+    fits = fits and v.shape[1] % w.shape[1] == 0 and w.shape[2:] == (kernel_size**2, *out_size)
+    expected = f"give ({v.shape[0]}, a divisor of {v.shape[1]}, {kernel_size**2}, "
+    require(fits, "w.shape", tuple(w.shape), f"{expected}{out_size[0]}, {out_size[1]})")
+    check_same_kind(v=v, w=w)
     run = choose("neighbourhood_aggregation", backend, v)
-    return run(v, w, kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
+    options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
+    return run(v, w, **options)
 
 
 def neighbourhood_difference(
     a: Tensor,
-    b: Tensor,
+    b: Tensor | None = None,
     *,
     kernel_size: int,
     stride: int = 1,
@@ -208,39 +218,42 @@ def neighbourhood_difference(
     reflect: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Difference of each pixel of one map and its neighbourhood in another (pairwise SAN).
+    """Each pixel of ``a`` minus the pixels of ``b`` around it (SAN's subtraction relation).
 
-    ``out[b, c, o, p] = a[b, c, stride * p] - b[b, c, stride * p + offset(o)]``, offsets row by row.
+    ``out[b, c, o, p] = a[b, c, stride * p] - b[b, c, stride * p + offset(o)]``, offsets row by
+    row. The result has k² times the input's elements.
 
     Args:
-        a: (B, C, H, W).
-        b: (B, C, H, W); may be ``a`` itself.
-        kernel_size: Side k of the neighbourhood, odd.
+        a: Centres, (B, C, H, W).
+        b: Neighbours, (B, C, H, W); ``None`` for ``a`` itself.
+        kernel_size: Side of the window in pixels, odd.
         stride: Distance of neighbouring outputs, in pixels.
-        dilation: Distance of neighbouring offsets, in pixels.
-        reflect: Whether positions outside are reflected without repeating the edge, or zero.
-        backend: ``"torch"`` or ``"reference"``; ``None`` takes the first that can run the call.
+        dilation: Distance of neighbouring pixels of a window.
+        reflect: Reflect the border without repeating the edge. Without it, and on a map too small
+            for it (``dilation * (kernel_size // 2) >= min(H, W)``), ``b`` is zero outside.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
 
     Returns:
-        (B, C, k², ceil(H / stride), ceil(W / stride)).
+        (B, C, kernel_size², ceil(H / stride), ceil(W / stride)).
 
     Raises:
-        InputError: A shape or a size is wrong, or the map is too small to reflect.
+        InputError: A shape, a size, a dtype or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
-    _check_neighbourhood("a", a, kernel_size, stride, dilation, reflect)
+    require(a.dim() == 4, "a", tuple(a.shape), "give it as (B, C, H, W)")
+    b = a if b is None else b
     check_shape("b", b, a.shape)
+    check_same_kind(a=a, b=b)
+    reflect = _check_window(a, kernel_size, stride, dilation, reflect)
     run = choose("neighbourhood_difference", backend, a)
-    return run(a, b, kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
+    options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
+    return run(a, b, **options)
 
 
-def _check_neighbourhood(
-    name: str, x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
-) -> None:
-    require(x.dim() == 4, name, tuple(x.shape), "give it as (B, C, H, W)")
+def _check_window(x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool) -> bool:
+    """Raise on a bad size; return whether the border reflects."""
     check_odd("kernel_size", kernel_size)
     check_positive("stride", stride)
     check_positive("dilation", dilation)
-    pad = dilation * (kernel_size // 2)
-    fits = not reflect or can_reflect(*x.shape[2:], pad)
-    require(fits, "reflect", reflect, f"needs a map larger than {pad} pixels; give reflect=False")
+    return bool(reflect) and can_reflect(*x.shape[2:], dilation * (kernel_size // 2))

@@ -105,35 +105,56 @@ def convolution_path(
 
 
 def neighbourhood_aggregation(
-    v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+    v: Tensor,
+    w: Tensor,
+    *,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    reflect: bool = True,
 ) -> Tensor:
-    """Weighted sum of each neighbourhood; see ``acmix.neighbourhood_aggregation``."""
-    repeated = w.repeat(1, v.shape[1] // w.shape[1], 1, 1, 1)
-    return (repeated * _unfold(v, kernel_size, stride, dilation, reflect)).sum(dim=2)
+    """Sum of the window's values, weighted by pixel; see ``acmix.neighbourhood_aggregation``.
+
+    ``out[b, c, p] = sum_o w[b, c mod Cw, o, p] * v[b, c, stride * p + offset(o)]``
+    """
+    neighbours = _neighbourhood(v, kernel_size, stride, dilation, reflect)
+    weights = w.repeat(1, v.shape[1] // w.shape[1], 1, 1, 1)
+    return (weights * neighbours).sum(dim=2)
 
 
 def neighbourhood_difference(
-    a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+    a: Tensor,
+    b: Tensor,
+    *,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    reflect: bool = True,
 ) -> Tensor:
-    """Centre minus neighbour; see ``acmix.neighbourhood_difference``."""
-    centre = a[..., ::stride, ::stride].unsqueeze(2)
-    return centre - _unfold(b, kernel_size, stride, dilation, reflect)
+    """Each pixel minus those around it; see ``acmix.neighbourhood_difference``.
+
+    ``out[b, c, o, p] = a[b, c, stride * p] - b[b, c, stride * p + offset(o)]``
+    """
+    neighbours = _neighbourhood(b, kernel_size, stride, dilation, reflect)
+    return a[:, :, None, ::stride, ::stride] - neighbours
 
 
-def _unfold(x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool) -> Tensor:
-    """The map at every offset, row by row, (B, C, k², H', W')."""
+def _neighbourhood(
+    x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """The k² neighbours of every output pixel, (B, C, k², Ho, Wo), zero outside the image."""
     height, width = x.shape[-2:]
+    pad = dilation * (kernel_size // 2)
     ys = torch.arange(0, height, stride, device=x.device)
     xs = torch.arange(0, width, stride, device=x.device)
-    pad = dilation * (kernel_size // 2)
-    found = []
+    maps = []
     for dy in range(-pad, pad + 1, dilation):
         for dx in range(-pad, pad + 1, dilation):
             row, row_inside = _neighbour(ys + dy, height, reflect)
             col, col_inside = _neighbour(xs + dx, width, reflect)
             outside = ~(row_inside[:, None] & col_inside[None, :])
-            found.append(_at(x, row, col).masked_fill(outside, 0))
-    return torch.stack(found, dim=2)
+            maps.append(_at(x, row, col).masked_fill(outside, 0.0))
+    return torch.stack(maps, dim=2)
 
 
 def _at(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def test_sliding_window_error_budget(dtype, stride):
     )
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
 def test_sliding_window_on_other_storage(layout, backend):
     q, k, v = qkv_maps(2, 2, 4, 9, 10)
@@ -236,7 +236,7 @@ def test_window_attention_error_budget(dtype):
         (dict(dilation=1.0), r"dilation=1\.0: give a positive integer"),
         (
             dict(backend="troch"),
-            r"backend='troch': choose from torch, reference; did you mean 'torch'\?",
+            r"backend='troch': choose from cpu, torch, reference; did you mean 'torch'\?",
         ),
     ],
 )
@@ -292,15 +292,24 @@ def test_neighbourhood_operators_of_no_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(w=torch.zeros(1, 3, 9, 5, 6)), "w channels=3: must divide the 4 channels of v"),
+        (dict(w=torch.zeros(1, 3, 9, 5, 6)), r"w\.shape=.*: give \(1, a divisor of 4, 9, 5, 6\)"),
+        (dict(w=torch.zeros(1, 2, 9, 5, 5)), r"w\.shape=\(1, 2, 9, 5, 5\): give"),
         (
-            dict(w=torch.zeros(1, 2, 9, 5, 5)),
-            r"w\.shape=\(1, 2, 9, 5, 5\): must be \(1, 2, 9, 5, 6\)",
+            dict(w=torch.zeros(1, 2, 9, 5, 6).half()),
+            "w=torch.float16 on cpu: must be torch.float32",
         ),
-        (dict(dilation=5), "reflect=True: needs a map larger than 5 pixels; give reflect=False"),
+        (dict(kernel_size=2), "kernel_size=2: give an odd size"),
     ],
 )
 def test_wrong_neighbourhoods_are_named(change, message):
     arguments = dict(v=torch.zeros(1, 4, 5, 6), w=torch.zeros(1, 2, 9, 5, 6), kernel_size=3)
     with pytest.raises(acmix.InputError, match=message):
         acmix.neighbourhood_aggregation(**{**arguments, **change})
+
+
+def test_a_map_too_small_to_reflect_has_zeros_around():
+    v, w = torch.randn(1, 4, 3, 6), torch.randn(1, 2, 49, 3, 6)
+    torch.testing.assert_close(
+        acmix.neighbourhood_aggregation(v, w, kernel_size=7),
+        acmix.neighbourhood_aggregation(v, w, kernel_size=7, reflect=False),
+    )

@@ -10,11 +10,15 @@ from types import ModuleType
 
 from torch import Tensor
 
-from acmix.backends import reference_backend, torch_backend
+from acmix.backends import cpu_backend, reference_backend, torch_backend
 from acmix.checks import check_choice
 from acmix.errors import BackendError
 
-BACKENDS: dict[str, ModuleType] = {"torch": torch_backend, "reference": reference_backend}
+BACKENDS: dict[str, ModuleType] = {
+    "cpu": cpu_backend,
+    "torch": torch_backend,
+    "reference": reference_backend,
+}
 
 
 def choose(op: str, backend: str | None, x: Tensor) -> Callable[..., Tensor]:

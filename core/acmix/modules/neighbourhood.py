@@ -99,19 +99,18 @@ class PatchwiseACmix(ACmixBase):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """F_att, (B, C, H, W)."""
         weigh = self._patchwise if self.attention == "patchwise" else self._pairwise
-        return neighbourhood_aggregation(v, weigh(q, k), **self._window(v))
-
-    def _window(self, x: Tensor) -> dict:
-        pad = self.kernel_att // 2
-        reflect = can_reflect(*x.shape[-2:], pad)
-        return dict(kernel_size=self.kernel_att, reflect=reflect, backend=self.backend)
+        # Under autocast the softmax gives float32.
+        weights = weigh(q, k).to(v.dtype)
+        return neighbourhood_aggregation(
+            v, weights, kernel_size=self.kernel_att, backend=self.backend
+        )
 
     def _pairwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
         position = self.conv_p(pixel_grid(*q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
-        window = self._window(q)
+        window = dict(kernel_size=self.kernel_att, backend=self.backend)
         relation = neighbourhood_difference(q, k, **window)
-        offset = neighbourhood_difference(position, position, **window)
+        offset = neighbourhood_difference(position, **window)
         pairs = torch.cat([relation, offset.expand(len(q), -1, -1, -1, -1)], dim=1)
         return self.conv_w(pairs.flatten(3)).unflatten(3, q.shape[-2:]).softmax(dim=2)
 

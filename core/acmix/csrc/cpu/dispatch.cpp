@@ -1,0 +1,124 @@
+// Entry points of the library, the choice of instruction set, and threads.
+//
+// Threads: torch's own OpenMP pool when Python hands over its GOMP_parallel (a second pool would
+// fight with torch's spinning workers for the cores), else threads started for the call. Units are
+// handed out by an atomic counter, so any team size is correct, down to one. A forked child must
+// not use the parent's pool: Python then withdraws the pointer.
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "acmix_cpu.h"
+
+namespace acmix {
+namespace {
+
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+std::atomic<GompParallel> pool{nullptr};
+
+struct Job {
+    std::atomic<int64_t> next{0};
+    std::atomic<int> failed{0};
+    int64_t units;
+    size_t scratch_bytes;
+    Work work;
+    void* context;
+};
+
+void take_units(void* data) {
+    Job& job = *static_cast<Job*>(data);
+    void* scratch = nullptr;
+    if (posix_memalign(&scratch, 64, job.scratch_bytes + 64) != 0) {
+        job.failed = 1;
+        return;
+    }
+    int64_t unit;
+    while ((unit = job.next.fetch_add(1, std::memory_order_relaxed)) < job.units) {
+        job.work(job.context, unit, scratch);
+    }
+    std::free(scratch);
+}
+
+void start_threads(Job& job, int threads) {
+    std::vector<std::thread> others;
+    try {
+        others.reserve(threads - 1);
+        for (int i = 1; i < threads; i++) others.emplace_back(take_units, &job);
+    } catch (const std::system_error&) {
+        // Fewer threads than asked for: those that run take all units.
+    }
+    take_units(&job);
+    for (auto& thread : others) thread.join();
+}
+
+}  // namespace
+
+int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, void* context) {
+    if (units <= 0) return 0;
+    Job job;
+    job.units = units, job.scratch_bytes = scratch_bytes;
+    job.work = work, job.context = context;
+    if (threads > units) threads = static_cast<int>(units);
+    GompParallel gomp = pool.load();
+    if (threads <= 1) {
+        take_units(&job);
+    } else if (gomp != nullptr) {
+        gomp(take_units, &job, static_cast<unsigned>(threads), 0);
+    } else {
+        try {
+            start_threads(job, threads);
+        } catch (const std::bad_alloc&) {
+            return -1;
+        }
+    }
+    // A thread without scratch took no unit; the call is whole as long as one thread had some.
+    return job.next.load() >= units ? 0 : -1;
+}
+
+}  // namespace acmix
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// Must equal the size that the caller has in mind, or the two are of different versions.
+EXPORT int64_t acmix_call_size() { return sizeof(acmix::Call); }
+
+EXPORT void acmix_set_pool(void* gomp_parallel) {
+    acmix::pool = reinterpret_cast<acmix::GompParallel>(gomp_parallel);
+}
+
+// Best instruction set of this machine: 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
+EXPORT int acmix_best_isa() {
+#ifdef ACMIX_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("fma")) {
+        return 2;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+// 0: done; -1: out of memory; -2: this library lacks the instruction set.
+EXPORT int acmix_run(const acmix::Call* call, int isa) {
+    switch (isa) {
+        case 0:
+            return acmix::baseline::run(*call);
+#ifdef ACMIX_X86
+        case 1:
+            return acmix::avx2::run(*call);
+        case 2:
+            return acmix::avx512::run(*call);
+#endif
+        default:
+            return -2;
+    }
+}
+}

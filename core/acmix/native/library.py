@@ -1,0 +1,180 @@
+"""Load the CPU library and call it: mirrors ``csrc/cpu/acmix_cpu.h``.
+
+Environment: ``ACMIX_CPU_ISA`` forces a variant (baseline, avx2, avx512), ``ACMIX_CPU_LIBRARY``
+loads this very file, ``ACMIX_CPU_KERNELS=0`` turns the library off, ``ACMIX_CACHE_DIR`` moves the
+cache of libraries built on first use.
+"""
+
+import ctypes
+import functools
+import os
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acmix.native import build
+
+ISAS = ("baseline", "avx2", "avx512")
+MAX_MAPS = 8
+
+OPS = {
+    name: number
+    for number, name in enumerate(
+        [
+            "attention_forward",
+            "attention_backward",
+            "aggregation_forward",
+            "aggregation_backward",
+            "subtraction_forward",
+            "subtraction_backward",
+        ]
+    )
+}
+_TYPES = {torch.float32: 0, torch.float64: 1}
+_lock = threading.Lock()
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5)]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("op", "type", "reflect", "threads")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "depth", "height", "width")),
+        *((name, ctypes.c_int64) for name in ("kernel", "stride", "dilation")),
+        ("map", _Map * MAX_MAPS),
+    ]
+
+
+class Library:
+    """One loaded library.
+
+    Attributes:
+        path: The file.
+        isa: The variant in use, one of ``ISAS``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._c = ctypes.CDLL(str(path))
+        self._c.acmix_call_size.restype = ctypes.c_int64
+        self._c.acmix_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
+        self._c.acmix_set_pool.argtypes = [ctypes.c_void_p]
+        if self._c.acmix_call_size() != ctypes.sizeof(_Call):
+            raise OSError(f"{path} belongs to another version of acmix: delete it and try again")
+        self.best_isa = ISAS[self._c.acmix_best_isa()]
+        self.isa = os.environ.get("ACMIX_CPU_ISA") or self.best_isa
+        if self.isa not in self.isas:
+            raise OSError(f"ACMIX_CPU_ISA={self.isa}: this machine has {', '.join(self.isas)}")
+        self._c.acmix_set_pool(_openmp_pool())
+        # A forked child must not enter the parent's OpenMP pool, whose threads it does not have.
+        os.register_at_fork(after_in_child=lambda: self._c.acmix_set_pool(None))
+
+    @property
+    def isas(self) -> tuple[str, ...]:
+        """Variants that this machine can run, slowest first."""
+        return ISAS[: ISAS.index(self.best_isa) + 1]
+
+    def run(
+        self,
+        op: str,
+        maps: list[Tensor],
+        sizes: tuple[int, ...],
+        *,
+        reflect: bool,
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Run one kernel.
+
+        Args:
+            op: A key of ``OPS``.
+            maps: Inputs, then outputs, all (batch, head, channel, row, column) in any strides and
+                in the order that the kernel documents.
+            sizes: batch, heads, depth, height, width, kernel, stride, dilation.
+            reflect: Whether borders reflect; else they read as zero, or are cut from the softmax.
+            threads: Upper bound; torch's number of threads if ``None``.
+            isa: Variant; the best of this machine if ``None``.
+
+        Raises:
+            MemoryError: No memory for the scratch.
+        """
+        call = _Call(OPS[op], _TYPES[maps[0].dtype], reflect, threads or torch.get_num_threads())
+        names = ("batch", "heads", "depth", "height", "width", "kernel", "stride", "dilation")
+        for name, size in zip(names, sizes, strict=True):
+            setattr(call, name, size)
+        for slot, tensor in zip(call.map, maps, strict=False):
+            slot.data = tensor.data_ptr()
+            slot.stride = (ctypes.c_int64 * 5)(*tensor.stride())
+        status = self._c.acmix_run(ctypes.byref(call), ISAS.index(isa or self.isa))
+        if status == -1:
+            raise MemoryError("no memory for the scratch of a CPU kernel: use fewer threads")
+        if status:
+            raise OSError(f"{self.path} has no {isa or self.isa} variant: rebuild it")
+
+
+def load() -> Library:
+    """The library of this process, built first where need be.
+
+    Raises:
+        OSError: The file can't be loaded.
+        acmix.native.build.BuildError: It can't be built.
+    """
+    found, problem = _load_once()
+    if problem is not None:
+        raise problem
+    return found
+
+
+def problem() -> str | None:
+    """Why there is no library, or ``None`` when there is one. Tries once per process."""
+    error = _load_once()[1]
+    return None if error is None else str(error)
+
+
+def _load_once() -> tuple[Library | None, Exception | None]:
+    with _lock:
+        return _load_cached()
+
+
+@functools.cache
+def _load_cached() -> tuple[Library | None, Exception | None]:
+    try:
+        if os.environ.get("ACMIX_CPU_KERNELS") == "0":
+            raise OSError("turned off by ACMIX_CPU_KERNELS=0")
+        return Library(_find()), None
+    except (OSError, AttributeError, build.BuildError) as error:
+        return None, error
+
+
+def _find() -> Path:
+    """The library named, the one installed, the one in the cache, or a new one in the cache."""
+    named = os.environ.get("ACMIX_CPU_LIBRARY")
+    if named:
+        return Path(named)
+    if build.INSTALLED.is_file():
+        return build.INSTALLED
+    compiler = build.find_compiler()
+    cached = build.cached_library(compiler)
+    return cached if cached.is_file() else build.build(cached, compiler)
+
+
+def _openmp_pool() -> int | None:
+    """Address of GOMP_parallel in the OpenMP library that torch loaded, where there is one."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    names = ("libgomp", "libomp", "libiomp")
+    paths = {line.split(maxsplit=5)[-1] for line in maps if "/" in line}
+    paths = [path for path in paths if Path(path).name.startswith(names)]
+    for path in sorted(paths, key=lambda path: "torch" not in path):
+        try:
+            entry = ctypes.CDLL(path).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(entry, ctypes.c_void_p).value
+    return None
