@@ -85,7 +85,8 @@ class ACmix2d(ACmixBase):
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         qkv = self._project(x)
         return self.combine(
-            lambda: self._attend(qkv), lambda: self.convolve(qkv, stride=self.stride)
+            lambda: self._attend(qkv),
+            lambda beta: self.convolve(qkv, beta=beta, stride=self.stride),
         )
 
     def _project(self, x: Tensor) -> Tensor:

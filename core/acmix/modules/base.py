@@ -78,23 +78,28 @@ class ACmixBase(nn.Module):
             if hasattr(self, name):
                 nn.init.constant_(getattr(self, name), 0.5)
 
-    def convolve(self, *projections: Tensor, stride: int = 1) -> Tensor:
-        """F_conv of the projections: (B, C, ceil(H / stride), ceil(W / stride)).
+    def convolve(self, *projections: Tensor, beta: Tensor | None, stride: int = 1) -> Tensor:
+        """Beta * F_conv of the projections: (B, C, ceil(H / stride), ceil(W / stride)).
 
         Args:
             *projections: The maps in the order q, k, v, (B, ..., H, W), in one tensor or several.
+            beta: Factor, (1,), or ``None`` for 1. The path is linear in its kernels, so it is
+                applied to them instead of a whole map.
             stride: Stride of the output.
         """
         qkv = projections[0] if len(projections) == 1 else torch.cat(projections, dim=1)
-        kernels = None if self.dep_conv.mode == "tensor" else self.dep_conv.weight
+        by_tensors = self.dep_conv.mode == "tensor"
+        kernels = self.dep_conv.weight if beta is None else self.dep_conv.weight * beta
         out = convolution_path(
             qkv,
             self.fc.weight.flatten(1),
-            kernels,
+            None if by_tensors else kernels,
             self.fc.bias,
             stride=stride,
             backend=self.backend,
         )
+        if by_tensors and beta is not None:
+            out = out * beta
         # Channel d * N + n: one kernel a group serves all N channels of the group.
         return out if self.dep_conv.learnable else out.repeat_interleave(self.num_heads, dim=1)
 
@@ -109,15 +114,27 @@ class ACmixBase(nn.Module):
         taps, maps = self.fc.weight.shape[:2]
         return maps * self.head_dim * taps * pixels + taps**2 * self.dim * out_pixels
 
-    def combine(self, attention: Callable[[], Tensor], convolution: Callable[[], Tensor]) -> Tensor:
-        """Mix the two paths, computing only those that the mode uses."""
+    def combine(
+        self,
+        attention: Callable[[], Tensor],
+        convolution: Callable[[Tensor | None], Tensor],
+    ) -> Tensor:
+        """Mix the two paths, computing only those that the mode uses.
+
+        Args:
+            attention: Gives F_att.
+            convolution: Gives beta * F_conv for beta (1,), or F_conv for ``None``.
+        """
         if self.mix == "attention":
             return attention()
         if self.mix == "convolution":
-            return convolution()
-        att, conv = attention(), convolution()
+            return convolution(None)
+        att, conv = attention(), convolution(self._beta())
+        if self.mix == "one_one":
+            return att + conv
+        return torch.addcmul(conv, att, self.rate1.to(att.dtype))
+
+    def _beta(self) -> Tensor | None:
         if self.mix == "alpha_beta":
-            return self.rate1 * att + self.rate2 * conv
-        if self.mix == "alpha_complement":
-            return self.rate1 * att + (1 - self.rate1) * conv
-        return self.rate1 * att + conv if self.mix == "alpha_one" else att + conv
+            return self.rate2
+        return 1 - self.rate1 if self.mix == "alpha_complement" else None

@@ -94,7 +94,9 @@ class PatchwiseACmix(ACmixBase):
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
-        return self.combine(lambda: self._attend(q, k, v), lambda: self.convolve(q, k, v))
+        return self.combine(
+            lambda: self._attend(q, k, v), lambda beta: self.convolve(q, k, v, beta=beta)
+        )
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """F_att, (B, C, H, W)."""

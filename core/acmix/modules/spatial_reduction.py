@@ -89,7 +89,7 @@ class GlobalACmix(ACmixBase):
         kv = self.kv(source)
         out = self.combine(
             lambda: self._attend(q, kv),
-            lambda: self._convolve_tokens(q, kv, extra, hw_shape, small),
+            lambda beta: self._convolve_tokens(q, kv, beta, hw_shape, small),
         )
         return self.proj_drop(out)
 
@@ -119,16 +119,17 @@ class GlobalACmix(ACmixBase):
         self,
         q: Tensor,
         kv: Tensor,
-        extra: int,
+        beta: Tensor | None,
         hw_shape: tuple[int, int],
         small: tuple[int, int],
     ) -> Tensor:
-        """F_conv of the pixels, zero for the extra tokens, (B, T + H * W, C)."""
+        """Beta * F_conv of the pixels, zero for the extra tokens, (B, T + H * W, C)."""
+        extra = q.shape[1] - hw_shape[0] * hw_shape[1]
         q_map = q[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
         kv_map = kv[:, extra:].transpose(1, 2).unflatten(2, small)
         if small != hw_shape:
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
-        out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)
+        out = self.convolve(q_map, kv_map, beta=beta).flatten(2).transpose(1, 2)
         return F.pad(out, (0, 0, extra, 0))
 
     def multiply_adds(self, height: int, width: int, extra: int = 0) -> int:

@@ -96,7 +96,7 @@ class WindowACmix(ACmixBase):
         qkv = self.qkv(x)
         out = self.combine(
             lambda: self._attend(qkv, mask),
-            lambda: self.convolve(qkv.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
+            lambda beta: self.convolve(qkv.permute(0, 3, 1, 2), beta=beta).permute(0, 2, 3, 1),
         )
         return self.proj_drop(out)[:, :height, :width]
 
