@@ -246,7 +246,7 @@ INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
 // dst[d * pitch + lane] = scale * src[lane offset + d * stride]
 template <typename T>
 void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride,
-              const Lanes& lanes, T scale) {
+              const Lanes& lanes, T scale, int64_t next_row = 0) {
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
@@ -257,6 +257,8 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride
                 for (int i = 0; i < L; i++) {
                     int64_t offset = lanes.offset[lane + i];
                     rows[i] = offset < 0 ? typename S::V{} : S::load(src + offset + d);
+                    // The stride of pixels is too long for the hardware to see the next row come.
+                    if (offset >= 0) __builtin_prefetch(src + offset + d + next_row);
                 }
                 transpose<T>(rows);
                 for (int i = 0; i < L; i++) S::store(dst + (d + i) * pitch + lane, rows[i] * scale);
@@ -638,7 +640,7 @@ struct Kernel {
             if (y < 0) memset(to + r * row_size, 0, row_size * sizeof(T));
             if (y < 0 || (inside != r && inside >= 0 && inside < rows)) continue;
             load_row(to + r * row_size, p.key_pitch, call.depth, data(map) + y * map.stride[3],
-                     map.stride[2], lanes, T(1));
+                     map.stride[2], lanes, T(1), map.stride[3]);
         }
         for (int64_t r = 0; r < rows; r++) {
             int64_t y = source(r), inside = y + p.pad - first;
@@ -714,22 +716,27 @@ struct Kernel {
 
     // In place: s (logits in units of log 2) to exp2(s - max). Returns 1 / sum, writes the lse.
     V softmax(T* s, int64_t pitch, T* lse) const {
-        V top = S::load(s);
-        for (int64_t o = 1; o < p.taps; o++) top = S::larger(top, S::load(s + o * pitch));
-        V sum = V{}, odd = V{};
+        // Four chains each, since one would wait for its own latency at every tap.
+        V tops[4], sums[4] = {};
+        for (int i = 0; i < 4; i++) tops[i] = S::load(s);
         int64_t o = 0;
-        for (; o + 2 <= p.taps; o += 2) {
-            V e = exp2_of<T>(S::load(s + o * pitch) - top);
-            V f = exp2_of<T>(S::load(s + (o + 1) * pitch) - top);
-            S::store(s + o * pitch, e), S::store(s + (o + 1) * pitch, f);
-            sum += e, odd += f;
+        for (; o + 4 <= p.taps; o += 4) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) tops[i] = S::larger(tops[i], S::load(s + (o + i) * pitch));
         }
-        for (; o < p.taps; o++) {
-            V e = exp2_of<T>(S::load(s + o * pitch) - top);
-            S::store(s + o * pitch, e);
+        for (; o < p.taps; o++) tops[0] = S::larger(tops[0], S::load(s + o * pitch));
+        V top = S::larger(S::larger(tops[0], tops[1]), S::larger(tops[2], tops[3]));
+        auto weigh = [&](int64_t tap, V& sum) {
+            V e = exp2_of<T>(S::load(s + tap * pitch) - top);
+            S::store(s + tap * pitch, e);
             sum += e;
+        };
+        for (o = 0; o + 4 <= p.taps; o += 4) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) weigh(o + i, sums[i]);
         }
-        sum += odd;
+        for (; o < p.taps; o++) weigh(o, sums[0]);
+        V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         S::store(lse, top * (1 / kLog2e) + log_of<T>(sum));
         return 1 / sum;
     }
