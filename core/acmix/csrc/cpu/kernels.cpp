@@ -59,6 +59,18 @@ INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Keeps a loaded vector in a register: GCC would rather load it again for each use, and the loads,
+// which cross cache lines, are what the two main loops are short of.
+#if defined(__AVX512F__)
+#define KEEP(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define KEEP(v) asm("" : "+x"(v))
+#elif defined(__aarch64__)
+#define KEEP(v) asm("" : "+w"(v))
+#else
+#define KEEP(v)
+#endif
+
 // ---------------------------------------------------------------------------------- vectors
 
 template <typename T>
@@ -141,20 +153,44 @@ INLINE typename Simd<T>::V log_of(typename Simd<T>::V x) {
 // Where each lane of a scratch row lives in a tensor, relative to a row; -1: nowhere, read as zero.
 struct Lanes {
     int64_t* offset;
-    int64_t count, begin, end;  // lanes [begin, end) are neighbours in memory
-
-    void find_run() {
-        begin = end = 0;
-        for (int64_t i = 0; i < count;) {
-            int64_t j = i + 1;
-            if (offset[i] >= 0) {
-                while (j < count && offset[j] == offset[j - 1] + 1) j++;
-                if (j - i > end - begin) begin = i, end = j;
-            }
-            i = j;
-        }
-    }
+    int64_t count, begin, end;  // lanes [begin, end) are neighbours in memory, the longest such run
+    int64_t* other;             // lanes that live somewhere else, other_count of them
+    int64_t other_count;
 };
+
+// `table` has 2 * count places, the first half filled with offsets.
+Lanes find_runs(int64_t* table, int64_t count) {
+    Lanes lanes{table, count, 0, 0, table + count, 0};
+    for (int64_t i = 0; i < count;) {
+        int64_t j = i + 1;
+        if (table[i] >= 0) {
+            while (j < count && table[j] == table[j - 1] + 1) j++;
+            if (j - i > max_of(lanes.end - lanes.begin, 1)) lanes.begin = i, lanes.end = j;
+        }
+        i = j;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        bool in_run = i >= lanes.begin && i < lanes.end;
+        if (table[i] >= 0 && !in_run) lanes.other[lanes.other_count++] = i;
+    }
+    return lanes;
+}
+
+// to[i] = scale * from[i] for i < n: whole vectors, the last of which may overlap the one before.
+template <typename T, int N>
+INLINE void scaled_copy(T* to, const T* from, int64_t n, T scale) {
+    if constexpr (N <= 1) {
+        if (n > 0) to[0] = from[0] * scale;
+    } else {
+        typedef T U __attribute__((vector_size(N * sizeof(T)), may_alias, aligned(sizeof(T))));
+        auto move = [&](int64_t i) {
+            *reinterpret_cast<U*>(to + i) = *reinterpret_cast<const U*>(from + i) * scale;
+        };
+        if (n < N) return scaled_copy<T, N / 2>(to, from, n, scale);
+        for (int64_t i = 0; i + N <= n; i += N) move(i);
+        if (n % N != 0) move(n - N);
+    }
+}
 
 #ifdef __has_builtin
 #if __has_builtin(__builtin_shufflevector)
@@ -210,17 +246,19 @@ INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
 // dst[d * pitch + lane] = scale * src[lane offset + d * stride]
 template <typename T>
 void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride,
-              const Lanes& lanes, T scale) {
+              const Lanes& lanes, T scale, int64_t next_row = 0) {
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
-    if (stride == 1 && lanes.end - lanes.begin < L && lanes.count % L == 0) {
+    if (stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0) {
         for (; d + L <= depth; d += L) {
             for (int64_t lane = 0; lane < lanes.count; lane += L) {
                 typename S::V rows[L];
                 for (int i = 0; i < L; i++) {
                     int64_t offset = lanes.offset[lane + i];
                     rows[i] = offset < 0 ? typename S::V{} : S::load(src + offset + d);
+                    // The stride of pixels is too long for the hardware to see the next row come.
+                    if (offset >= 0) __builtin_prefetch(src + offset + d + next_row);
                 }
                 transpose<T>(rows);
                 for (int i = 0; i < L; i++) S::store(dst + (d + i) * pitch + lane, rows[i] * scale);
@@ -230,17 +268,23 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride
     for (; d < depth; d++) {
         T* to = dst + d * pitch;
         const T* from = src + d * stride;
-        auto one = [&](int64_t i) {
-            to[i] = lanes.offset[i] < 0 ? T(0) : from[lanes.offset[i]] * scale;
-        };
-        for (int64_t i = 0; i < lanes.begin; i++) one(i);
-        int64_t i = lanes.begin;
-        if (i < lanes.end) {
-            const T* run = from + lanes.offset[i] - i;
-            for (; i + L <= lanes.end; i += L) S::store(to + i, S::load(run + i) * scale);
-            for (; i < lanes.end; i++) to[i] = run[i] * scale;
+        bool full = lanes.begin == 0 && lanes.end == lanes.count;
+        if (!full) {
+            int64_t zero = lanes.begin / L * L;
+            for (int64_t i = 0; i + L <= zero; i += L) S::store(to + i, typename S::V{});
+            if (zero < lanes.begin || lanes.begin == lanes.end) S::store(to + zero, typename S::V{});
+            for (int64_t i = lanes.end / L * L; i < lanes.count; i += L) {
+                S::store(to + i, typename S::V{});
+            }
         }
-        for (; i < lanes.count; i++) one(i);
+        if (lanes.begin < lanes.end) {
+            scaled_copy<T, L>(to + lanes.begin, from + lanes.offset[lanes.begin],
+                              lanes.end - lanes.begin, scale);
+        }
+        for (int64_t i = 0; i < lanes.other_count; i++) {
+            int64_t lane = lanes.other[i];
+            to[lane] = from[lanes.offset[lane]] * scale;
+        }
     }
 }
 
@@ -251,7 +295,7 @@ void store_row(T* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
-    if (stride == 1 && lanes.end - lanes.begin < L && lanes.count % L == 0) {
+    if (stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0) {
         for (; d + L <= depth; d += L) {
             for (int64_t lane = 0; lane < lanes.count; lane += L) {
                 typename S::V rows[L];
@@ -267,17 +311,14 @@ void store_row(T* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t
     for (; d < depth; d++) {
         const T* from = src + d * pitch;
         T* to = dst + d * stride;
-        auto one = [&](int64_t i) {
-            if (lanes.offset[i] >= 0) to[lanes.offset[i]] = from[i] * scale;
-        };
-        for (int64_t i = 0; i < lanes.begin; i++) one(i);
-        int64_t i = lanes.begin;
-        if (i < lanes.end) {
-            T* run = to + lanes.offset[i] - i;
-            for (; i + L <= lanes.end; i += L) S::store(run + i, S::load(from + i) * scale);
-            for (; i < lanes.end; i++) run[i] = from[i] * scale;
+        if (lanes.begin < lanes.end) {
+            scaled_copy<T, L>(to + lanes.offset[lanes.begin], from + lanes.begin,
+                              lanes.end - lanes.begin, scale);
         }
-        for (; i < lanes.count; i++) one(i);
+        for (int64_t i = 0; i < lanes.other_count; i++) {
+            int64_t lane = lanes.other[i];
+            to[lanes.offset[lane]] = from[lane] * scale;
+        }
     }
 }
 
@@ -290,21 +331,28 @@ void dots_block(const T* q, int64_t q_row, int64_t q_depth, const T* key, int64_
     using S = Simd<T>;
     typename S::V sum[A][C];
     const T* column[C];
+#pragma GCC unroll 8
     for (int c = 0; c < C; c++) column[c] = key + offsets[c];
+#pragma GCC unroll 4
     for (int a = 0; a < A; a++) {
+#pragma GCC unroll 8
         for (int c = 0; c < C; c++) sum[a][c] = typename S::V{};
     }
     for (int64_t d = 0; d < depth; d++) {
         typename S::V query[A];
+#pragma GCC unroll 4
         for (int a = 0; a < A; a++) query[a] = S::load(q + a * q_row + d * q_depth);
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
             typename S::V value = S::load(column[c] + d * key_depth);
+            KEEP(value);
 #pragma GCC unroll 4
             for (int a = 0; a < A; a++) sum[a][c] += query[a] * value;
         }
     }
+#pragma GCC unroll 4
     for (int a = 0; a < A; a++) {
+#pragma GCC unroll 8
         for (int c = 0; c < C; c++) S::store(s + a * s_row + c * s_column, sum[a][c]);
     }
 }
@@ -355,6 +403,7 @@ INLINE void gather_row(typename Simd<T>::V (&sum)[kRows][N], const T* weight, in
 #pragma GCC unroll 8
         for (int d = 0; d < N; d++) {
             typename S::V value = S::load(from + d * depth_stride);
+            KEEP(value);
 #pragma GCC unroll 4
             for (int j = F; j < E; j++) sum[j][d] += w[j] * value;
         }
@@ -369,7 +418,9 @@ void gather_block(const Step* steps, int64_t step_count, const T* weight, int64_
     static_assert(kRows == 3, "the cases below list the row ranges of three rows");
     using S = Simd<T>;
     typename S::V sum[kRows][N];
+#pragma GCC unroll 4
     for (int j = 0; j < kRows; j++) {
+#pragma GCC unroll 8
         for (int d = 0; d < N; d++) sum[j][d] = typename S::V{};
     }
     for (const Step* step = steps; step < steps + step_count; step++) {
@@ -552,9 +603,7 @@ struct Kernel {
             bool real = g < head_count && x < width;
             table[i] = real ? head_offset(map, g) + (x0 + x) * step * map.stride[4] : -1;
         }
-        Lanes lanes{table, p.lanes, 0, 0};
-        lanes.find_run();
-        return lanes;
+        return find_runs(table, p.lanes);
     }
 
     // Lanes of a padded row of keys of this tile: [phase][column][head].
@@ -568,9 +617,7 @@ struct Kernel {
             int64_t x = real ? source_index(padded, p.pad, call.width, reflect) : -1;
             table[i] = x < 0 ? -1 : head_offset(map, g) + x * map.stride[4];
         }
-        Lanes lanes{table, p.key_pitch, 0, 0};
-        lanes.find_run();
-        return lanes;
+        return find_runs(table, p.key_pitch);
     }
 
     // Offset of each window column into a padded row.
@@ -583,15 +630,22 @@ struct Kernel {
 
     // Padded rows [first, first + rows) of a map into scratch [row][d][key_pitch].
     void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows) const {
+        int64_t row_size = call.depth * p.key_pitch;
+        auto source = [&](int64_t r) {
+            return source_index(first + r, p.pad, call.height, call.reflect);
+        };
         for (int64_t r = 0; r < rows; r++) {
-            int64_t y = source_index(first + r, p.pad, call.height, call.reflect);
-            T* row = to + r * call.depth * p.key_pitch;
-            if (y < 0) {
-                memset(row, 0, call.depth * p.key_pitch * sizeof(T));
-            } else {
-                load_row(row, p.key_pitch, call.depth, data(map) + y * map.stride[3],
-                         map.stride[2], lanes, T(1));
-            }
+            int64_t y = source(r), inside = y + p.pad - first;
+            // A reflected row whose image is in this tile too is copied once that is there.
+            if (y < 0) memset(to + r * row_size, 0, row_size * sizeof(T));
+            if (y < 0 || (inside != r && inside >= 0 && inside < rows)) continue;
+            load_row(to + r * row_size, p.key_pitch, call.depth, data(map) + y * map.stride[3],
+                     map.stride[2], lanes, T(1), map.stride[3]);
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t y = source(r), inside = y + p.pad - first;
+            if (y < 0 || inside == r || inside < 0 || inside >= rows) continue;
+            memcpy(to + r * row_size, to + inside * row_size, row_size * sizeof(T));
         }
     }
 
@@ -662,22 +716,27 @@ struct Kernel {
 
     // In place: s (logits in units of log 2) to exp2(s - max). Returns 1 / sum, writes the lse.
     V softmax(T* s, int64_t pitch, T* lse) const {
-        V top = S::load(s);
-        for (int64_t o = 1; o < p.taps; o++) top = S::larger(top, S::load(s + o * pitch));
-        V sum = V{}, odd = V{};
+        // Four chains each, since one would wait for its own latency at every tap.
+        V tops[4], sums[4] = {};
+        for (int i = 0; i < 4; i++) tops[i] = S::load(s);
         int64_t o = 0;
-        for (; o + 2 <= p.taps; o += 2) {
-            V e = exp2_of<T>(S::load(s + o * pitch) - top);
-            V f = exp2_of<T>(S::load(s + (o + 1) * pitch) - top);
-            S::store(s + o * pitch, e), S::store(s + (o + 1) * pitch, f);
-            sum += e, odd += f;
+        for (; o + 4 <= p.taps; o += 4) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) tops[i] = S::larger(tops[i], S::load(s + (o + i) * pitch));
         }
-        for (; o < p.taps; o++) {
-            V e = exp2_of<T>(S::load(s + o * pitch) - top);
-            S::store(s + o * pitch, e);
+        for (; o < p.taps; o++) tops[0] = S::larger(tops[0], S::load(s + o * pitch));
+        V top = S::larger(S::larger(tops[0], tops[1]), S::larger(tops[2], tops[3]));
+        auto weigh = [&](int64_t tap, V& sum) {
+            V e = exp2_of<T>(S::load(s + tap * pitch) - top);
+            S::store(s + tap * pitch, e);
             sum += e;
+        };
+        for (o = 0; o + 4 <= p.taps; o += 4) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) weigh(o + i, sums[i]);
         }
-        sum += odd;
+        for (; o < p.taps; o++) weigh(o, sums[0]);
+        V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         S::store(lse, top * (1 / kLog2e) + log_of<T>(sum));
         return 1 / sum;
     }
@@ -704,7 +763,7 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
     T* s = arena.take<T>(kRows * p.taps * s_tap);
     T* lse = arena.take<T>(p.tile_h * p.lanes);
     T* mask = cuts ? arena.take<T>(call.kernel * p.lanes) : nullptr;
-    int64_t* table = arena.take<int64_t>(p.lanes + p.key_pitch);
+    int64_t* table = arena.take<int64_t>(2 * max_of(p.lanes, p.key_pitch));
     int64_t* offsets = arena.take<int64_t>(2 * call.kernel);
     Step* steps = arena.take<Step>(kRows * p.key_step + call.kernel);
     if (sizes != nullptr) {
@@ -903,14 +962,14 @@ void Kernel<T>::backward(void* scratch, Arena* sizes) {
         lse = arena.take<T>(p.lanes);
     }
     T* mask = cuts ? arena.take<T>(call.kernel * p.lanes) : nullptr;
-    int64_t* table = arena.take<int64_t>(6 * max_of(p.lanes, p.key_pitch));
+    int64_t* table = arena.take<int64_t>(12 * max_of(p.lanes, p.key_pitch));
     int64_t* offsets = arena.take<int64_t>(3 * call.kernel);
     Step* steps = arena.take<Step>(max_of(p.tile_h, kRows * p.key_step + call.kernel));
     if (sizes != nullptr) {
         *sizes = arena;
         return;
     }
-    int64_t next_table = max_of(p.lanes, p.key_pitch);
+    int64_t next_table = 2 * max_of(p.lanes, p.key_pitch);
     const Map& value_map = call.map[p.attention ? 2 : 0];
     const Map& grad_map = call.map[p.attention ? 3 : 2];
     const Map& weight_map = call.map[1];
