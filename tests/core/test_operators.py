@@ -11,7 +11,6 @@ import acmix
 from acmix import reference
 from support import assert_within_error_budget, gradients
 
-torch.manual_seed(0)
 
 SIZES = [(9, 9), (7, 12), (17, 5), (1, 1), (2, 3), (3, 20), (8, 8), (4, 4)]
 
@@ -236,7 +235,7 @@ def test_window_attention_error_budget(dtype):
         (dict(dilation=1.0), r"dilation=1\.0: give a positive integer"),
         (
             dict(backend="troch"),
-            r"backend='troch': choose from cpu, torch, reference; did you mean 'torch'\?",
+            r"backend='troch': choose from cuda, cpu, torch, reference; did you mean 'torch'\?",
         ),
     ],
 )

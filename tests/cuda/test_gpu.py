@@ -26,7 +26,7 @@ NAMES = ("kernel_size", "stride", "dilation")
 
 @pytest.fixture(autouse=True)
 def _needs_cupy():
-    reasons = cuda_backend.why_not("attention", torch.zeros(1, device="cuda"))
+    reasons = cuda_backend.why_not("sliding_window_attention", torch.zeros(1, device="cuda"))
     if reasons:
         pytest.skip("; ".join(reasons))
 

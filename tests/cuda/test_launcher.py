@@ -17,30 +17,42 @@ from cuda_emulator.operators import attention, subtraction
 def test_import_needs_torch_alone():
     code = (
         "import sys; sys.modules['cupy'] = None; import acmix.backends.cuda_backend as b, torch;"
-        "print(b.why_not('attention', torch.zeros(1)))"
+        "print(b.why_not('sliding_window_attention', torch.zeros(1)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "not on a CUDA device" in done.stdout, done.stderr
 
 
-def test_reasons_name_everything_that_is_missing(monkeypatch):
+def test_reasons_name_what_is_wrong_with_the_tensor():
+    op, x = "sliding_window_attention", torch.zeros(1, dtype=torch.int32)
+    dtype, device = cuda_backend.why_not(op, x)
+    assert "torch.int32 is not one of torch.float32, torch.float64" in dtype
+    assert "on cpu" in device
+
+
+class OnCuda:
+    """What ``why_not`` asks of a tensor; there is no device to put a real one on."""
+
+    device, dtype = torch.device("cuda"), torch.float32
+
+
+def test_reasons_name_the_package_to_install(monkeypatch):
     monkeypatch.setattr(cuda_backend, "find_spec", lambda name: None)
     for version, package in [("12.8", "cupy-cuda12x"), ("13.0", "cupy-cuda13x")]:
         monkeypatch.setattr(torch.version, "cuda", version)
-        dtype, device, cupy = cuda_backend.why_not("attention", torch.zeros(1, dtype=torch.int32))
-        assert "torch.int32 is not one of torch.float32, torch.float64" in dtype
-        assert "on cpu" in device
+        (cupy,) = cuda_backend.why_not("sliding_window_attention", OnCuda())
         assert f"pip install {package}" in cupy
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "built without CUDA" in cuda_backend.why_not("attention", torch.zeros(1))[-1]
+    (cupy,) = cuda_backend.why_not("sliding_window_attention", OnCuda())
+    assert "built without CUDA" in cupy
 
 
 @pytest.mark.parametrize(
     ("op", "expected"),
     [
         ("sliding_window_attention", False),
-        ("aggregation", False),
-        ("subtraction", False),
+        ("neighbourhood_aggregation", False),
+        ("neighbourhood_difference", False),
         ("window_attention", True),
         ("convolution_path", True),
     ],

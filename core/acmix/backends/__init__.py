@@ -10,11 +10,12 @@ from types import ModuleType
 
 from torch import Tensor
 
-from acmix.backends import cpu_backend, reference_backend, torch_backend
+from acmix.backends import cpu_backend, cuda_backend, reference_backend, torch_backend
 from acmix.checks import check_choice
 from acmix.errors import BackendError
 
 BACKENDS: dict[str, ModuleType] = {
+    "cuda": cuda_backend,
     "cpu": cpu_backend,
     "torch": torch_backend,
     "reference": reference_backend,

@@ -8,10 +8,22 @@ import torch
 from torch import Tensor
 
 from acmix import ops
+from acmix.backends.kernel_calls import (
+    KERNEL_OPS,
+    neighbourhood_aggregation,
+    neighbourhood_difference,
+    sliding_window_attention,
+)
 from acmix.geometry import can_reflect, output_size
 from acmix.native import library
 
-_OPS = ("sliding_window_attention", "neighbourhood_aggregation", "neighbourhood_difference")
+__all__ = [
+    "neighbourhood_aggregation",
+    "neighbourhood_difference",
+    "sliding_window_attention",
+    "why_not",
+]
+
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -23,7 +35,7 @@ def _library_problem() -> str | None:
 def why_not(op: str, x: Tensor) -> list[str]:
     """Reasons against running ``op`` on tensors like ``x``."""
     reasons = []
-    if op not in _OPS:
+    if op not in KERNEL_OPS:
         reasons.append("torch's own kernels are the fast ones for it")
     if x.dtype not in _DTYPES:
         reasons.append(f"dtype {x.dtype} is not floating point")
@@ -32,37 +44,6 @@ def why_not(op: str, x: Tensor) -> list[str]:
     # Last, and only for calls that could run: finding out may build the library.
     problem = _library_problem() if not reasons else None
     return reasons if problem is None else [f"the CPU kernels are missing: {problem}"]
-
-
-def sliding_window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    position: Tensor | None,
-    *,
-    kernel_size: int,
-    stride: int,
-    dilation: int,
-) -> Tensor:
-    """See ``acmix.sliding_window_attention``."""
-    if position is not None:
-        # The softmax drops q_p . position_p; what is left of the position is a change of the keys.
-        k = k - position
-    return ops.sliding_window_attention(q, k, v, kernel_size, stride, dilation)[0]
-
-
-def neighbourhood_aggregation(
-    v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
-) -> Tensor:
-    """See ``acmix.neighbourhood_aggregation``."""
-    return ops.aggregation(v, w, kernel_size, stride, dilation, reflect)
-
-
-def neighbourhood_difference(
-    a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
-) -> Tensor:
-    """See ``acmix.neighbourhood_difference``."""
-    return ops.subtraction(a, b, kernel_size, stride, dilation, reflect)
 
 
 def attention_forward(

@@ -8,27 +8,43 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from acmix.backends.kernel_calls import (
+    KERNEL_OPS,
+    neighbourhood_aggregation,
+    neighbourhood_difference,
+    sliding_window_attention,
+)
 from acmix.checks import require
 from acmix.cuda import kernels
 from acmix.cuda.launcher import launch
 from acmix.geometry import can_reflect, output_size
 
-_OPERATORS = ("attention", "aggregation", "subtraction")
+__all__ = [
+    "neighbourhood_aggregation",
+    "neighbourhood_difference",
+    "sliding_window_attention",
+    "why_not",
+]
 
 
 def why_not(op: str, x: Tensor) -> list[str]:
     """Reasons against running ``op`` on tensors like ``x``; an empty list if it can."""
     reasons = []
-    if not any(name in op for name in _OPERATORS) or op == "window_attention":
+    if op not in KERNEL_OPS:
         reasons.append(f"there is no CUDA kernel of {op}")
     if x.dtype not in kernels.TYPES:
         names = ", ".join(str(dtype) for dtype in kernels.TYPES)
         reasons.append(f"dtype {x.dtype} is not one of {names}")
     if x.device.type != "cuda":
         reasons.append(f"the tensor is on {x.device}, not on a CUDA device")
-    if find_spec("cupy") is None:
+    elif not _has_cupy():
         reasons.append(f"CuPy is missing; {_install_cupy()}")
     return reasons
+
+
+@torch.compiler.assume_constant_result
+def _has_cupy() -> bool:
+    return find_spec("cupy") is not None
 
 
 def attention_forward(

@@ -1,0 +1,10 @@
+"""Fixtures for all tests."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """The same random numbers in every run, whatever ran before."""
+    torch.manual_seed(0)
