@@ -11,7 +11,6 @@ import acmix
 from acmix import reference
 from support import assert_within_error_budget, gradients
 
-
 SIZES = [(9, 9), (7, 12), (17, 5), (1, 1), (2, 3), (3, 20), (8, 8), (4, 4)]
 
 

@@ -103,15 +103,24 @@ def convolution_path(
     # Channels last, the layer is one small matrix product a pixel whose result is in the
     # channel order of the grouped convolution; channels first it needs a transposed copy.
     pixels = qkv.permute(0, 2, 3, 1).unflatten(-1, (maps, head_dim)).transpose(-2, -1)
-    if kernels is not None and fc_bias is None and maps <= _MAX_FOLDED_MAPS:
-        # Both steps are linear in the maps. Not so with a bias, which the padding cuts off at the
-        # border: it comes after the layer.
-        kernels = torch.einsum("ciyx,ij->cjyx", kernels, fc_weight)
-        return _grouped(pixels, kernels, stride)
+    if kernels is not None and maps <= _MAX_FOLDED_MAPS:
+        out = _grouped(pixels, torch.einsum("ciyx,ij->cjyx", kernels, fc_weight), stride)
+        return out if fc_bias is None else out + _of_bias(fc_bias, kernels, qkv, stride)
     f = F.linear(pixels, fc_weight, fc_bias)
     if kernels is None:
         return _shift_and_sum(f.permute(0, 3, 4, 1, 2), stride)
     return _grouped(f, kernels, stride)
+
+
+def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tensor:
+    """What the bias of the layer adds to the path, (1, C, H', W').
+
+    The same at all pixels but those at the border, where the padding comes after the layer and
+    cuts it off.
+    """
+    ones = qkv.new_ones(1, 1, *qkv.shape[2:])
+    summed = torch.einsum("ciyx,i->cyx", kernels, fc_bias).unsqueeze(1)
+    return F.conv2d(ones, summed, stride=stride, padding=kernels.shape[-1] // 2)
 
 
 def _grouped(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:

@@ -98,12 +98,15 @@ class ACmix2d(ACmixBase):
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
         q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
-        position = self.conv_p(pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight))
+        # A product, as torch's convolution of two channels is slow.
+        grid = pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight)[0]
+        weight, bias = self.conv_p.weight.flatten(1), self.conv_p.bias
+        position = torch.addmm(bias[:, None], weight, grid.flatten(1)).unflatten(1, grid.shape[1:])
         out = sliding_window_attention(
             q,
             k,
             v,
-            position[0].to(q.dtype),
+            position.to(q.dtype),
             kernel_size=self.kernel_att,
             stride=self.stride,
             dilation=self.dilation,

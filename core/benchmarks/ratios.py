@@ -1,0 +1,164 @@
+"""Speed and memory of operators and models against what they replace: ``make bench``.
+
+Sides of a case alternate within one run. The table goes to ``ratios.csv`` beside this file; the
+figures are those of the machine it ran on and mean nothing on another.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+import unfold
+from timing import Table, alternate
+from torch import Tensor, nn
+
+import acmix
+from acmix_pvt import ACmixPVT
+from acmix_resnet import ACmixResNet
+from acmix_san import ACmixSAN
+from acmix_swin import ACmixSwinTransformer
+
+BATCH = 4
+# Channels of a head and size of the map in the four stages of ResNet-ACmix-50; four heads.
+STAGES = ((16, 56), (32, 28), (64, 14), (128, 7))
+OUTPUT = Path(__file__).with_name("ratios.csv")
+
+
+def operator_stages(table: Table) -> None:
+    """Sliding window attention, backend by backend, and the matrix product's rate."""
+    for depth, size in STAGES:
+        shape = (BATCH, 4, depth, size, size)
+        maps = [_channels_last(torch.randn(shape)).requires_grad_() for _ in range(3)]
+        sides = {}
+        for backend in ("cpu", "torch", "unfold"):
+            sides[backend] = lambda backend=backend: acmix.sliding_window_attention(
+                *maps, backend=backend
+            )
+        with torch.no_grad():
+            forward = alternate(sides)
+        table.add(f"sliding window {size}², D = {depth}", "inference", forward, "s")
+        trained = alternate({n: lambda run=run: run().sum().backward() for n, run in sides.items()})
+        table.add(f"sliding window {size}², D = {depth}", "training", trained, "s")
+        operations = 2 * 49 * 4 * depth * size**2 * BATCH
+        rates = [operations / seconds / 1e9 for seconds in forward["cpu"]]
+        a = torch.randn(1024, 1024)
+        products = alternate({"matrix product": lambda a=a: a @ a})["matrix product"]
+        of_product = [1024**3 / seconds / 1e9 for seconds in products]
+        figures = {"matrix product": of_product, "sliding window": rates}
+        table.add(f"multiply-adds, {size}²", "inference", figures, "G/s", "sliding window ≥ 0.35")
+
+
+def growth(table: Table) -> None:
+    """Four times the pixels should take about four times as long."""
+    sides = {}
+    for size in (56, 112):
+        maps = [_channels_last(torch.randn(BATCH, 4, 16, size, size)) for _ in range(3)]
+        sides[f"{size}²"] = lambda maps=maps: acmix.sliding_window_attention(*maps)
+    with torch.no_grad():
+        table.add("sliding window, growth", "inference", alternate(sides), "s", "second ≤ 4.4")
+
+
+def models(table: Table) -> None:
+    """Whole models against their baselines, each in its better memory format."""
+    torch.manual_seed(0)
+    pairs = {
+        "ResNet-ACmix-50 and resnet50": (
+            dict(resnet50=torchvision.models.resnet50(), acmix=ACmixResNet(50)),
+            torch.channels_last,
+            "acmix ≤ 1.0, training ≤ 1.1",
+        ),
+        "Swin-ACmix-T and swin_t": (
+            dict(
+                swin_t=torchvision.models.swin_t(), acmix=ACmixSwinTransformer(drop_path_rate=0.2)
+            ),
+            torch.contiguous_format,
+            "acmix ≤ 1.08, training ≤ 1.10",
+        ),
+        "PVT-ACmix-T and PVT-T": (
+            {"pvt": ACmixPVT(mix="attention"), "acmix": ACmixPVT()},
+            torch.contiguous_format,
+            "acmix ≤ 1.10 inference",
+        ),
+        "SAN-ACmix-10, unfolded values": (
+            dict(acmix=ACmixSAN(10), unfold=ACmixSAN(10, backend="unfold")),
+            torch.contiguous_format,
+            "unfold ≥ 3 inference",
+        ),
+        "ResNet-ACmix-50, unfold": (
+            dict(acmix=ACmixResNet(50), unfold=ACmixResNet(50, backend="unfold")),
+            torch.channels_last,
+            "unfold ≥ 12, training ≥ 10",
+        ),
+    }
+    image = torch.randn(BATCH, 3, 224, 224)
+    for case, (sides, memory_format, target) in pairs.items():
+        x = image.to(memory_format=memory_format)
+        networks = {name: net.to(memory_format=memory_format) for name, net in sides.items()}
+        with torch.no_grad():
+            runs = {n: lambda net=net.eval(): net(x) for n, net in networks.items()}
+            table.add(case, "inference", alternate(runs), "s", target)
+        steps = {n: _training_step(net.train(), x) for n, net in networks.items()}
+        table.add(case, "training", alternate(steps), "s", target)
+
+
+def memory(table: Table) -> None:
+    """Peak resident memory of a training step, each model in a process of its own."""
+    figures = {}
+    for name in ("resnet50", "acmix"):
+        command = [sys.executable, __file__, "--peak-memory", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        figures[name] = [float(done.stdout)]
+    table.add("peak memory, ResNet-50", "training", figures, "MiB", "acmix ≤ 1.2")
+
+
+def print_peak_memory(name: str) -> None:
+    """MiB that a training step adds to the process, for ``memory``."""
+    net = torchvision.models.resnet50() if name == "resnet50" else ACmixResNet(50)
+    x = torch.randn(BATCH, 3, 224, 224).to(memory_format=torch.channels_last)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = _training_step(net.to(memory_format=torch.channels_last).train(), x)
+    step()
+    step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def _training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
+    def step() -> None:
+        out = net(x)
+        (out[-1] if isinstance(out, tuple) else out).sum().backward()
+        net.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    flat = x.flatten(1, 2).to(memory_format=torch.channels_last)
+    return flat.unflatten(1, x.shape[1:3]).detach()
+
+
+def main() -> None:
+    """Run everything, or one part of it."""
+    parts = dict(operators=operator_stages, growth=growth, models=models, memory=memory)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {list(parts)}; all if none")
+    parser.add_argument("--peak-memory", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    unfold.register()
+    if args.peak_memory:
+        print_peak_memory(args.peak_memory)
+        return
+    table = Table()
+    print(table.device)
+    for name in args.parts or parts:
+        parts[name](table)
+    table.write(OUTPUT)
+    print(f"written to {OUTPUT}")
+
+
+if __name__ == "__main__":
+    main()
