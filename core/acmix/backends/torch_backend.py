@@ -125,10 +125,14 @@ def neighbourhood_aggregation(
     v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
     """See ``acmix.neighbourhood_aggregation``: one product a window offset, summed in place."""
+    dtype = v.dtype
+    if dtype.itemsize == 2:
+        # Sums of half precision products, and of their gradients, are kept in single precision.
+        v, w = v.float(), w.float()
     shared = (v.shape[1] // w.shape[1], w.shape[1])
     neighbours = _neighbours(v, kernel_size, stride, dilation, reflect)
     products = (x.unflatten(1, shared) * w[:, None, :, o] for o, x in enumerate(neighbours))
-    return sum(products).flatten(1, 2)
+    return sum(products).flatten(1, 2).to(dtype)
 
 
 def neighbourhood_difference(
