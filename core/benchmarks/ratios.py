@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,11 +35,8 @@ def operator_stages(table: Table) -> None:
     for depth, size in STAGES:
         shape = (BATCH, 4, depth, size, size)
         maps = [_channels_last(torch.randn(shape)).requires_grad_() for _ in range(3)]
-        sides = {}
-        for backend in ("cpu", "torch", "unfold"):
-            sides[backend] = lambda backend=backend: acmix.sliding_window_attention(
-                *maps, backend=backend
-            )
+        attend = partial(acmix.sliding_window_attention, *maps)
+        sides = {name: partial(attend, backend=name) for name in ("cpu", "torch", "unfold")}
         with torch.no_grad():
             forward = alternate(sides)
         table.add(f"sliding window {size}², D = {depth}", "inference", forward, "s")
@@ -58,7 +56,7 @@ def growth(table: Table) -> None:
     sides = {}
     for size in (56, 112):
         maps = [_channels_last(torch.randn(BATCH, 4, 16, size, size)) for _ in range(3)]
-        sides[f"{size}²"] = lambda maps=maps: acmix.sliding_window_attention(*maps)
+        sides[f"{size}²"] = partial(acmix.sliding_window_attention, *maps)
     with torch.no_grad():
         table.add("sliding window, growth", "inference", alternate(sides), "s", "second ≤ 4.4")
 
@@ -100,7 +98,7 @@ def models(table: Table) -> None:
         x = image.to(memory_format=memory_format)
         networks = {name: net.to(memory_format=memory_format) for name, net in sides.items()}
         with torch.no_grad():
-            runs = {n: lambda net=net.eval(): net(x) for n, net in networks.items()}
+            runs = {n: partial(net.eval(), x) for n, net in networks.items()}
             table.add(case, "inference", alternate(runs), "s", target)
         steps = {n: _training_step(net.train(), x) for n, net in networks.items()}
         table.add(case, "training", alternate(steps), "s", target)

@@ -104,7 +104,7 @@ def convolution_path(
     # channel order of the grouped convolution; channels first it needs a transposed copy.
     pixels = qkv.permute(0, 2, 3, 1).unflatten(-1, (maps, head_dim)).transpose(-2, -1)
     if kernels is not None and maps <= _MAX_FOLDED_MAPS:
-        out = _grouped(pixels, torch.einsum("ciyx,ij->cjyx", kernels, fc_weight), stride)
+        out = _grouped(pixels, _fold(kernels, fc_weight), stride)
         return out if fc_bias is None else out + _of_bias(fc_bias, kernels, qkv, stride)
     f = F.linear(pixels, fc_weight, fc_bias)
     if kernels is None:
@@ -112,15 +112,29 @@ def convolution_path(
     return _grouped(f, kernels, stride)
 
 
+def _fold(kernels: Tensor, fc_weight: Tensor) -> Tensor:
+    """Kernels that read the maps themselves, (C, maps, k_c, k_c)."""
+    folded = torch.einsum("ciyx,ij->cjyx", _widened(kernels), _widened(fc_weight))
+    return folded.to(kernels.dtype)
+
+
 def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tensor:
-    """What the bias of the layer adds to the path, (1, C, H', W').
+    """What the bias of the layer adds to the path, (C, H', W').
 
     The same at all pixels but those at the border, where the padding comes after the layer and
     cuts it off.
     """
-    ones = qkv.new_ones(1, 1, *qkv.shape[2:])
-    summed = torch.einsum("ciyx,i->cyx", kernels, fc_bias).unsqueeze(1)
-    return F.conv2d(ones, summed, stride=stride, padding=kernels.shape[-1] // 2)
+    size, (height, width) = kernels.shape[-1], qkv.shape[2:]
+    summed = torch.einsum("cik,i->ck", _widened(kernels.flatten(2)), _widened(fc_bias))
+    inside = F.unfold(summed.new_ones(1, 1, height, width), size, padding=size // 2, stride=stride)
+    out = (summed @ inside[0]).unflatten(1, output_size(height, width, stride))
+    return out.to(qkv.dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In a wider dtype: weights are small, and their products then round once, at the end."""
+    wide = torch.float64 if x.dtype == torch.float32 else torch.float32
+    return x.to(torch.promote_types(wide, x.dtype))
 
 
 def _grouped(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:
@@ -134,10 +148,13 @@ def neighbourhood_aggregation(
     v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
     """See ``acmix.neighbourhood_aggregation``; offset by offset, no k²-fold copy of the values."""
-    groups = v.unflatten(1, (-1, w.shape[1]))
-    shifted = neighbours(groups, kernel_size, stride, dilation, reflect)
+    dtype = v.dtype
+    if dtype.itemsize == 2:
+        # Sums of half precision products, and of their gradients, are kept in single precision.
+        v, w = v.float(), w.float()
+    shifted = neighbours(v.unflatten(1, (-1, w.shape[1])), kernel_size, stride, dilation, reflect)
     terms = (w[:, None, :, o] * x for o, x in enumerate(shifted))
-    return sum(terms, start=v.new_zeros(())).flatten(1, 2)
+    return sum(terms, start=v.new_zeros(())).flatten(1, 2).to(dtype)
 
 
 def neighbourhood_difference(

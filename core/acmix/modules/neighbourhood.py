@@ -136,25 +136,27 @@ class PatchwiseACmix(ACmixBase):
         return torch.cat([q, torch.stack(self._shifted(k), dim=2).flatten(1, 2)], dim=1)
 
     def _patchwise_hidden(self, q: Tensor, k: Tensor) -> Tensor:
-        """First half of φ, neighbour by neighbour: no k²-fold copy of k."""
+        """First half of φ, one row of neighbours at a time: no k²-fold copy of k."""
         norm, conv = self.conv_w[0], self.conv_w[2]
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
-        channels = len(self.conv1.weight)
+        # Channels of φ: those of q, then those of k with its neighbours as the inner index.
+        sizes = (self.head_dim, self.kernel_att, self.kernel_att)
+        of_q, of_k = slice(None, sizes[0]), slice(sizes[0], None)
+        scales, biases = (t[of_k].view(*sizes, 1, 1) for t in (scale, bias))
+        weights = conv.weight[:, of_k].unflatten(1, sizes)
+        shifted = self._shifted(k)
 
-        def split(values: Tensor, dim: int) -> list[Tensor]:
-            """Parts of q and of each neighbour; neighbours are the inner index of k's channels."""
-            of_q, of_k = values.tensor_split([channels], dim=dim)
-            return [of_q, *of_k.unflatten(dim, (channels, -1)).unbind(dim + 1)]
-
-        parts = zip(
-            [q, *self._shifted(k)],
-            split(scale[:, None, None], 0),
-            split(bias[:, None, None], 0),
-            split(conv.weight, 1),
-            strict=True,
-        )
-        return sum(F.conv2d((x * s + b).relu(), weight) for x, s, b, weight in parts)
+        centre = torch.addcmul(bias[of_q, None, None], q, scale[of_q, None, None])
+        hidden = F.conv2d(centre.relu(), conv.weight[:, of_q])
+        for y in range(self.kernel_att):
+            row = [
+                torch.addcmul(biases[:, y, x], shifted[y * self.kernel_att + x], scales[:, y, x])
+                for x in range(self.kernel_att)
+            ]
+            row = torch.stack(row, dim=2).relu().flatten(1, 2)
+            hidden = hidden + F.conv2d(row, weights[:, :, y].flatten(1, 2))
+        return hidden
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size."""

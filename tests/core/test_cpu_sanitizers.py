@@ -1,0 +1,46 @@
+"""The CPU kernels under AddressSanitizer, UBSan and ThreadSanitizer, on a list of shapes."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from acmix.native import build, library
+
+DRIVER = Path(__file__).with_name("cpu_driver.cpp")
+VARIANTS = ["baseline", "avx2", "avx512"]
+
+
+def run_sanitized(tmp_path, sanitizer, variant, arguments):
+    try:
+        compiler = build.find_compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    options = []
+    if variant != "baseline":
+        if library.problem() or variant not in library.load().isas:
+            pytest.skip(f"this machine ({platform.machine()}) can't run {variant}")
+        options = build._X86_VARIANTS[variant]
+    binary = tmp_path / "driver"
+    sources = [DRIVER, build.SOURCE / "dispatch.cpp", build.SOURCE / "kernels.cpp"]
+    command = [*compiler, "-std=c++17", "-O1", "-g", "-pthread", "-Wno-psabi"]
+    command += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", *options]
+    command += [f"-I{build.SOURCE}", *map(str, sources), "-o", str(binary)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if "cannot find -l" in built.stderr or "unable to find library" in built.stderr:
+        pytest.skip(f"the compiler has no -fsanitize={sanitizer} here")
+    assert built.returncode == 0, built.stderr[-3000:]
+    ran = subprocess.run([str(binary), *arguments], capture_output=True, text=True)
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-5000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kernels_keep_to_their_memory(tmp_path, variant):
+    run_sanitized(tmp_path, "address,undefined", variant, ["1", "2"])
+
+
+@pytest.mark.slow
+def test_kernels_have_no_data_race(tmp_path):
+    run_sanitized(tmp_path, "thread", "baseline", ["3", "2"])

@@ -1,0 +1,216 @@
+"""Building and loading the CPU library: variants, threads, forks, no compiler, addresses."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+
+import acmix
+from acmix import info, reference
+from acmix.native import build, library
+from support import ROOT
+
+pytestmark = pytest.mark.skipif(
+    bool(library.problem()), reason=f"no CPU library: {library.problem()}"
+)
+
+
+def run_python(code, **environment):
+    """Run code in a fresh interpreter; returns its output."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "core"), **environment}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout
+
+
+def attention_maps(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3)]
+
+
+def forward_and_backward(q, k, v, kernel_size=7, stride=1, dilation=1, **options):
+    """Output, log-sum-exp and gradients straight from the library."""
+    loaded = library.load()
+    out_size = [-(-n // stride) for n in q.shape[3:]]
+    out, lse = q.new_empty(*q.shape[:3], *out_size), q.new_empty(*q.shape[:2], 1, *out_size)
+    reflect = dilation * (kernel_size // 2) < min(q.shape[3:])
+    sizes = (*q.shape, kernel_size, stride, dilation)
+    loaded.run("attention_forward", [q, k, v, out, lse], sizes, reflect=reflect, **options)
+    dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
+    maps = [q, k, v, torch.ones_like(out), lse, dq[..., ::stride, ::stride], dk, dv]
+    loaded.run("attention_backward", maps, sizes, reflect=reflect, **options)
+    return out, lse, dq, dk, dv
+
+
+@pytest.mark.parametrize("isa", library.ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 3, 19, 9, 7), (1, 1, 16, 33, 40), (3, 2, 4, 4, 4)])
+@pytest.mark.parametrize("window", [(7, 1, 1), (5, 2, 1), (9, 3, 2), (3, 2, 3)])
+def test_every_variant_matches_reference(isa, dtype, shape, window):
+    if isa not in library.load().isas:
+        pytest.skip(f"this machine can't run {isa}")
+    maps = attention_maps(*shape, dtype=dtype)
+    out, _, *grads = forward_and_backward(*maps, *window, isa=isa)
+    leaves = [x.clone().requires_grad_() for x in maps]
+    options = dict(zip(("kernel_size", "stride", "dilation"), window, strict=True))
+    expected = reference.sliding_window_attention(*leaves, **options)
+    tolerance = dict(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else {}
+    torch.testing.assert_close(out, expected, **tolerance)
+    expected_grads = torch.autograd.grad(expected.sum(), leaves)
+    torch.testing.assert_close(tuple(grads), expected_grads, **tolerance)
+
+
+@pytest.mark.parametrize("width", [7, 40])
+def test_result_does_not_depend_on_the_threads(width):
+    maps = attention_maps(5, 6, 8, 30, width)
+    # Interleaving heads is chosen by the number of threads, but each lane stays its own sum.
+    single = forward_and_backward(*maps, threads=1)
+    for threads in (2, 3, 8):
+        for ours, theirs in zip(forward_and_backward(*maps, threads=threads), single, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_calls_from_two_threads_at_once():
+    cases = [attention_maps(2, 4, 8, 28, width) for width in (28, 31)]
+    expected = [forward_and_backward(*maps) for maps in cases]
+    wrong = []
+
+    def work(which):
+        for _ in range(20):
+            results = zip(forward_and_backward(*cases[which]), expected[which], strict=True)
+            if not all(torch.equal(ours, theirs) for ours, theirs in results):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_forked_child_runs_kernels():
+    out = run_python(
+        """
+        import os, torch, acmix
+        torch.set_num_threads(2)
+        x = torch.randn(2, 4, 16, 28, 28)
+        before = acmix.sliding_window_attention(x, x, x, backend="cpu")
+        child = os.fork()
+        if child == 0:
+            after = acmix.sliding_window_attention(x, x, x, backend="cpu")
+            # Compared without torch, whose own parallel operators hang in a forked child.
+            os._exit(0 if after.numpy().tobytes() == before.numpy().tobytes() else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """
+    )
+    assert out.strip() == "0"
+
+
+def test_number_of_threads_is_torchs():
+    out = run_python(
+        """
+        import os, threading, torch, acmix
+        from acmix.native import library
+        torch.set_num_threads(1)
+        x = torch.randn(2, 4, 16, 28, 28)
+        library.load()
+        count = lambda: len(os.listdir("/proc/self/task"))
+        start = count()
+        acmix.sliding_window_attention(x, x, x, backend="cpu")
+        single = count() - start
+        torch.set_num_threads(3)
+        acmix.sliding_window_attention(x, x, x, backend="cpu")
+        # Torch's OpenMP pool keeps its threads for the next call.
+        print(single, count() - start)
+        """
+    )
+    single, three = map(int, out.split())
+    assert single == 0
+    assert three == (2 if library._openmp_pool() else 0)
+
+
+def test_no_compiler_leaves_torch_and_says_so(tmp_path):
+    out = run_python(
+        """
+        import torch, acmix
+        from acmix import info
+        x = torch.randn(1, 1, 4, 9, 9)
+        print(acmix.sliding_window_attention(x, x, x).shape)
+        try:
+            acmix.sliding_window_attention(x, x, x, backend="cpu")
+        except acmix.BackendError as error:
+            print(error)
+        info.main()
+        """,
+        PATH="",
+        CXX="",
+        ACMIX_CACHE_DIR=str(tmp_path),
+    )
+    assert "torch.Size([1, 1, 4, 9, 9])" in out
+    assert "no C++ compiler on the path: install g++ or clang++, or set CXX" in out
+    assert "CPU kernels: missing" in out
+
+
+def test_failing_compiler_is_named(tmp_path):
+    with pytest.raises(build.BuildError, match="set CXX to another C\\+\\+17 compiler"):
+        build.build(tmp_path / "lib.so", ["false"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_cache_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(build.BuildError, match="set ACMIX_CACHE_DIR"):
+        build.build(tmp_path / "file" / "lib.so")
+
+
+@pytest.mark.slow
+def test_two_processes_may_build_at_once(tmp_path):
+    code = "from acmix.native import library; print(library.load().path)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "core"), "ACMIX_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    running = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert outputs[0] == outputs[1]
+    (folder,) = tmp_path.iterdir()
+    assert [path.name for path in folder.iterdir()] == ["libacmix_cpu.so"]
+
+
+def test_wrong_variant_is_named(monkeypatch):
+    path = library.load().path
+    monkeypatch.setenv("ACMIX_CPU_ISA", "sse9")
+    with pytest.raises(OSError, match="ACMIX_CPU_ISA=sse9: this machine has baseline"):
+        library.Library(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_addresses_beyond_32_bits(tmp_path, dtype):
+    """Images more than 2³¹ elements apart in a sparse file: offsets must be 64-bit throughout."""
+    apart, shape = 2**31 + 11, (2, 2, 3, 9, 8)
+    strides = (apart, 5000, 1200, 100, 3)
+    maps = []
+    for i, x in enumerate(attention_maps(*shape, dtype=dtype)):
+        path = str(tmp_path / f"{i}.bin")
+        storage = torch.from_file(path, shared=True, size=apart + 20_000, dtype=dtype)
+        maps.append(storage.as_strided(shape, strides).copy_(x))
+    far = acmix.sliding_window_attention(*maps, kernel_size=3, backend="cpu")
+    near = [x.contiguous() for x in maps]
+    torch.testing.assert_close(
+        far, acmix.sliding_window_attention(*near, kernel_size=3, backend="cpu"), rtol=0, atol=0
+    )
+
+
+def test_info_lists_every_operator(capsys):
+    info.main()
+    out = capsys.readouterr().out
+    assert f"variant {library.load().isa}" in out
+    for op in info.OPS:
+        assert op in out
