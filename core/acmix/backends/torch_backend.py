@@ -139,9 +139,13 @@ def neighbourhood_difference(
     a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
     """See ``acmix.neighbourhood_difference``."""
+    dtype = a.dtype
+    if dtype.itemsize == 2:
+        # For the gradients, which sum k² numbers.
+        a, b = a.float(), b.float()
     centre = a[..., ::stride, ::stride]
     neighbours = _neighbours(b, kernel_size, stride, dilation, reflect)
-    return torch.stack([centre - x for x in neighbours], dim=2)
+    return torch.stack([(centre - x).to(dtype) for x in neighbours], dim=2)
 
 
 def _neighbours(

@@ -1,0 +1,1 @@
+"""Timings: ratios of two sides measured in alternation within one run."""
