@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import peers
 import torch
 import torchvision
 import unfold
@@ -37,8 +38,10 @@ def operator_stages(table: Table) -> None:
         maps = [_channels_last(torch.randn(shape)).requires_grad_() for _ in range(3)]
         attend = partial(acmix.sliding_window_attention, *maps)
         sides = {name: partial(attend, backend=name) for name in ("cpu", "torch", "unfold")}
+        others = dict(flex_attention=peers.flex_attention(size), natten=peers.natten())
+        others = {name: partial(run, *maps) for name, run in others.items() if run is not None}
         with torch.no_grad():
-            forward = alternate(sides)
+            forward = alternate(sides | others)
         table.add(f"sliding window {size}², D = {depth}", "inference", forward, "s")
         trained = alternate({n: lambda run=run: run().sum().backward() for n, run in sides.items()})
         table.add(f"sliding window {size}², D = {depth}", "training", trained, "s")
@@ -115,14 +118,13 @@ def memory(table: Table) -> None:
 
 
 def print_peak_memory(name: str) -> None:
-    """MiB that a training step adds to the process, for ``memory``."""
+    """Peak resident MiB of the process of a training step, for ``memory``."""
     net = torchvision.models.resnet50() if name == "resnet50" else ACmixResNet(50)
     x = torch.randn(BATCH, 3, 224, 224).to(memory_format=torch.channels_last)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = _training_step(net.to(memory_format=torch.channels_last).train(), x)
     step()
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:

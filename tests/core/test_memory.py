@@ -10,7 +10,10 @@ import pytest
 from acmix.native import library
 from support import ROOT
 
-pytestmark = pytest.mark.skipif(bool(library.problem()), reason="no CPU library")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(library.problem()), reason="no CPU library"),
+]
 
 SCRIPT = """
     import resource, sys, torch, acmix

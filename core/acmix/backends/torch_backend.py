@@ -161,8 +161,13 @@ def neighbourhood_difference(
     a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
     """See ``acmix.neighbourhood_difference``."""
-    centre = a[..., ::stride, ::stride].unsqueeze(2)
-    return centre - torch.stack(neighbours(b, kernel_size, stride, dilation, reflect), dim=2)
+    dtype = a.dtype
+    if dtype.itemsize == 2:
+        # For the gradients, which sum k² numbers.
+        a, b = a.float(), b.float()
+    centre = a[..., ::stride, ::stride]
+    shifted = neighbours(b, kernel_size, stride, dilation, reflect)
+    return torch.stack([(centre - x).to(dtype) for x in shifted], dim=2)
 
 
 def _shift_and_sum(f: Tensor, stride: int) -> Tensor:

@@ -20,9 +20,33 @@ namespace {
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 std::atomic<GompParallel> pool{nullptr};
 
+// Scratch that a thread keeps for its next call: fresh pages cost more than the copies into them.
+struct Scratch {
+    static constexpr size_t kKept = 16 << 20;
+    void* data = nullptr;
+    size_t bytes = 0;
+
+    void* take(size_t wanted) {
+        if (wanted > bytes) {
+            release();
+            if (posix_memalign(&data, 64, wanted) != 0) return data = nullptr;
+            bytes = wanted;
+        }
+        return data;
+    }
+    void release() {
+        std::free(data);
+        data = nullptr, bytes = 0;
+    }
+    void give_back() {
+        if (bytes > kKept) release();
+    }
+    ~Scratch() { release(); }
+};
+thread_local Scratch thread_scratch;
+
 struct Job {
     std::atomic<int64_t> next{0};
-    std::atomic<int> failed{0};
     int64_t units;
     size_t scratch_bytes;
     Work work;
@@ -31,16 +55,13 @@ struct Job {
 
 void take_units(void* data) {
     Job& job = *static_cast<Job*>(data);
-    void* scratch = nullptr;
-    if (posix_memalign(&scratch, 64, job.scratch_bytes + 64) != 0) {
-        job.failed = 1;
-        return;
-    }
+    void* scratch = thread_scratch.take(job.scratch_bytes + 64);
+    if (scratch == nullptr) return;
     int64_t unit;
     while ((unit = job.next.fetch_add(1, std::memory_order_relaxed)) < job.units) {
         job.work(job.context, unit, scratch);
     }
-    std::free(scratch);
+    thread_scratch.give_back();
 }
 
 void start_threads(Job& job, int threads) {
