@@ -234,10 +234,13 @@ def _add_flip_augmentation(cfg: Config) -> None:
 
 
 def _print_result(runner: ACmixRunner) -> None:
-    """The best score and where its weights are, for a person at the terminal."""
-    info = runner.message_hub.runtime_info
-    if runner.rank == 0 and "best_ckpt" in info:
-        print(f"best top-1 {info['best_score']:.2f} %, weights in {info['best_ckpt']}")
+    """The last and the best score and where its weights are, for a person at the terminal."""
+    hub, score = runner.message_hub, "val/accuracy/top1"
+    best = hub.runtime_info.get("best_ckpt")
+    if runner.rank == 0 and best and score in hub.log_scalars:
+        last = hub.get_scalar(score).current()
+        print(f"top-1 {last:.2f} % after the last epoch")
+        print(f"best top-1 {hub.get_info('best_score'):.2f} %, weights in {best}")
 
 
 def _report_input_errors(step: Callable[[], None]) -> None:
