@@ -302,4 +302,5 @@ def test_a_checkpoint_of_the_other_project_is_refused(trained, tmp_path):
     assert result.returncode == 2
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert "give a checkpoint of this model" in last
+    # SAN and ResNet share the name of a layer, so something of the one fits the other.
+    assert re.search("give (a checkpoint of this model|the configured model's checkpoint)", last)
