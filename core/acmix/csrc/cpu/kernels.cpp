@@ -28,6 +28,9 @@
 
 #include <math.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include "acmix_cpu.h"
 
@@ -156,11 +159,77 @@ struct Lanes {
     int64_t count, begin, end;  // lanes [begin, end) are neighbours in memory, the longest such run
     int64_t* other;             // lanes that live somewhere else, other_count of them
     int64_t other_count;
+    void* windows;              // count / L of Windows, or null
 };
 
-// `table` has 2 * count places, the first half filled with offsets.
+#if defined(__AVX512F__)
+// A vector of lanes as a permutation of at most two pieces of memory, read under masks: rows with
+// reflected ends, two interleaved heads or every second pixel then cost two loads and a shuffle.
+struct Windows {
+    int64_t first[2];
+    int64_t index[8];  // 16 of 32 bits for float
+    uint32_t mask[2], used;
+};
+static_assert(sizeof(Windows) <= 12 * sizeof(int64_t), "find_runs counts on it");
+
+template <typename T>
+bool find_windows(const int64_t* offset, Windows& w) {
+    constexpr int L = Simd<T>::kLanes;
+    auto* index = reinterpret_cast<typename Traits<T>::Int*>(w.index);
+    bool left[L];
+    w.used = 0;
+    for (int i = 0; i < L; i++) left[i] = offset[i] >= 0, w.used |= left[i] << i, index[i] = 0;
+    for (int piece = 0; piece < 2; piece++) {
+        int64_t first = -1;
+        for (int i = 0; i < L; i++) {
+            if (left[i] && (first < 0 || offset[i] < first)) first = offset[i];
+        }
+        w.first[piece] = first < 0 ? 0 : first, w.mask[piece] = 0;
+        for (int i = 0; i < L; i++) {
+            if (!left[i] || offset[i] >= first + L) continue;
+            left[i] = false, w.mask[piece] |= 1u << (offset[i] - first);
+            index[i] = static_cast<typename Traits<T>::Int>(piece * L + offset[i] - first);
+        }
+    }
+    for (int i = 0; i < L; i++) {
+        if (left[i]) return false;
+    }
+    return true;
+}
+
+INLINE void load_windows(float* to, int64_t pitch, int64_t depth, const float* from,
+                         int64_t stride, const Windows& w, float scale) {
+    __m512i index = _mm512_loadu_si512(w.index);
+    __mmask16 first = w.mask[0], second = w.mask[1], used = w.used;
+    __m512 factor = _mm512_set1_ps(scale);
+    for (int64_t d = 0; d < depth; d++, from += stride, to += pitch) {
+        __m512 a = _mm512_maskz_loadu_ps(first, from + w.first[0]);
+        __m512 b = _mm512_maskz_loadu_ps(second, from + w.first[1]);
+        a = _mm512_maskz_permutex2var_ps(used, a, index, b);
+        _mm512_storeu_ps(to, _mm512_mul_ps(a, factor));
+    }
+}
+INLINE void load_windows(double* to, int64_t pitch, int64_t depth, const double* from,
+                         int64_t stride, const Windows& w, double scale) {
+    __m512i index = _mm512_loadu_si512(w.index);
+    __mmask8 first = w.mask[0], second = w.mask[1], used = w.used;
+    __m512d factor = _mm512_set1_pd(scale);
+    for (int64_t d = 0; d < depth; d++, from += stride, to += pitch) {
+        __m512d a = _mm512_maskz_loadu_pd(first, from + w.first[0]);
+        __m512d b = _mm512_maskz_loadu_pd(second, from + w.first[1]);
+        a = _mm512_maskz_permutex2var_pd(used, a, index, b);
+        _mm512_storeu_pd(to, _mm512_mul_pd(a, factor));
+    }
+}
+#endif
+
+// Places of a table of lanes: offsets, other lanes, windows.
+INLINE int64_t table_size(int64_t count) { return 4 * count; }
+
+// `table` has table_size(count) places, the first `count` filled with offsets.
+template <typename T>
 Lanes find_runs(int64_t* table, int64_t count) {
-    Lanes lanes{table, count, 0, 0, table + count, 0};
+    Lanes lanes{table, count, 0, 0, table + count, 0, nullptr};
     for (int64_t i = 0; i < count;) {
         int64_t j = i + 1;
         if (table[i] >= 0) {
@@ -173,6 +242,15 @@ Lanes find_runs(int64_t* table, int64_t count) {
         bool in_run = i >= lanes.begin && i < lanes.end;
         if (table[i] >= 0 && !in_run) lanes.other[lanes.other_count++] = i;
     }
+#if defined(__AVX512F__)
+    constexpr int L = Simd<T>::kLanes;
+    auto* windows = reinterpret_cast<Windows*>(table + 2 * count);
+    bool found = count % L == 0;
+    for (int64_t i = 0; found && i < count / L; i++) {
+        found = find_windows<T>(table + i * L, windows[i]);
+    }
+    if (found) lanes.windows = windows;
+#endif
     return lanes;
 }
 
@@ -265,6 +343,19 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride
             }
         }
     }
+#if defined(__AVX512F__)
+    if (d == 0 && lanes.windows != nullptr) {
+        auto* windows = static_cast<const Windows*>(lanes.windows);
+        for (int64_t i = 0; i < lanes.count / L; i++) {
+            if (windows[i].used != 0) {
+                load_windows(dst + i * L, pitch, depth, src, stride, windows[i], scale);
+                continue;
+            }
+            for (d = 0; d < depth; d++) S::store(dst + d * pitch + i * L, typename S::V{});
+        }
+        return;
+    }
+#endif
     for (; d < depth; d++) {
         T* to = dst + d * pitch;
         const T* from = src + d * stride;
@@ -272,7 +363,8 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride
         if (!full) {
             int64_t zero = lanes.begin / L * L;
             for (int64_t i = 0; i + L <= zero; i += L) S::store(to + i, typename S::V{});
-            if (zero < lanes.begin || lanes.begin == lanes.end) S::store(to + zero, typename S::V{});
+            bool partly = zero < lanes.begin || lanes.begin == lanes.end;
+            if (partly) S::store(to + zero, typename S::V{});
             for (int64_t i = lanes.end / L * L; i < lanes.count; i += L) {
                 S::store(to + i, typename S::V{});
             }
@@ -364,9 +456,10 @@ void dots(const T* q, int64_t q_row, int64_t q_depth, const T* key, int64_t key_
     while (columns > 0) {
         int c = static_cast<int>(min_of(columns, kColumns));
         switch (c) {
-#define ACMIX_DOTS(C)                                                                          \
-    case C:                                                                                    \
-        dots_block<T, A, C>(q, q_row, q_depth, key, key_depth, offsets, depth, s, s_row, s_column); \
+#define ACMIX_DOTS(C)                                                                     \
+    case C:                                                                               \
+        dots_block<T, A, C>(q, q_row, q_depth, key, key_depth, offsets, depth, s, s_row,  \
+                            s_column);                                                    \
         break;
             ACMIX_DOTS(1)
             ACMIX_DOTS(2)
@@ -603,7 +696,7 @@ struct Kernel {
             bool real = g < head_count && x < width;
             table[i] = real ? head_offset(map, g) + (x0 + x) * step * map.stride[4] : -1;
         }
-        return find_runs(table, p.lanes);
+        return find_runs<T>(table, p.lanes);
     }
 
     // Lanes of a padded row of keys of this tile: [phase][column][head].
@@ -617,7 +710,7 @@ struct Kernel {
             int64_t x = real ? source_index(padded, p.pad, call.width, reflect) : -1;
             table[i] = x < 0 ? -1 : head_offset(map, g) + x * map.stride[4];
         }
-        return find_runs(table, p.key_pitch);
+        return find_runs<T>(table, p.key_pitch);
     }
 
     // Offset of each window column into a padded row.
@@ -763,7 +856,7 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
     T* s = arena.take<T>(kRows * p.taps * s_tap);
     T* lse = arena.take<T>(p.tile_h * p.lanes);
     T* mask = cuts ? arena.take<T>(call.kernel * p.lanes) : nullptr;
-    int64_t* table = arena.take<int64_t>(2 * max_of(p.lanes, p.key_pitch));
+    int64_t* table = arena.take<int64_t>(table_size(max_of(p.lanes, p.key_pitch)));
     int64_t* offsets = arena.take<int64_t>(2 * call.kernel);
     Step* steps = arena.take<Step>(kRows * p.key_step + call.kernel);
     if (sizes != nullptr) {
@@ -867,7 +960,8 @@ void Kernel<T>::keys_gather(T* sum, int64_t y0, int64_t rows, const T* weights, 
                 int64_t away = t - (y0 + r) * stride;
                 if (away % dilation != 0) continue;
                 int64_t i = away / dilation;
-                int from = static_cast<int>(max_of(0, -i)), to = static_cast<int>(min_of(count, k - i));
+                int from = static_cast<int>(max_of(0, -i));
+                int to = static_cast<int>(min_of(count, k - i));
                 if (from >= to) continue;
                 steps[step_count++] = {r * w_row + i * k * p.query_pitch,
                                        r * call.depth * p.query_pitch, from, to};
@@ -946,7 +1040,8 @@ template <typename T>
 void Kernel<T>::backward(void* scratch, Arena* sizes) {
     Arena arena{static_cast<char*>(scratch)};
     int64_t depth = call.depth;
-    int64_t all = (call.height + 2 * p.pad) * depth * p.key_pitch, strip = p.tile_h * depth * p.query_pitch;
+    int64_t all = (call.height + 2 * p.pad) * depth * p.key_pitch;
+    int64_t strip = p.tile_h * depth * p.query_pitch;
     int64_t weight_size = p.tile_h * p.taps * p.query_pitch;
     bool cuts = p.attention && !call.reflect;
     T* values = arena.take<T>(p.tile_rows * depth * p.key_pitch);
@@ -962,14 +1057,14 @@ void Kernel<T>::backward(void* scratch, Arena* sizes) {
         lse = arena.take<T>(p.lanes);
     }
     T* mask = cuts ? arena.take<T>(call.kernel * p.lanes) : nullptr;
-    int64_t* table = arena.take<int64_t>(12 * max_of(p.lanes, p.key_pitch));
+    int64_t* table = arena.take<int64_t>(6 * table_size(max_of(p.lanes, p.key_pitch)));
     int64_t* offsets = arena.take<int64_t>(3 * call.kernel);
     Step* steps = arena.take<Step>(max_of(p.tile_h, kRows * p.key_step + call.kernel));
     if (sizes != nullptr) {
         *sizes = arena;
         return;
     }
-    int64_t next_table = 2 * max_of(p.lanes, p.key_pitch);
+    int64_t next_table = table_size(max_of(p.lanes, p.key_pitch));
     const Map& value_map = call.map[p.attention ? 2 : 0];
     const Map& grad_map = call.map[p.attention ? 3 : 2];
     const Map& weight_map = call.map[1];
