@@ -8,6 +8,7 @@ function ``why_not(op, x)`` that returns the reasons against running ``op`` on a
 from collections.abc import Callable
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from acmix.backends import cpu_backend, cuda_backend, reference_backend, torch_backend
@@ -25,10 +26,14 @@ BACKENDS: dict[str, ModuleType] = {
 def choose(op: str, backend: str | None, x: Tensor) -> Callable[..., Tensor]:
     """The function that runs ``op`` on tensors like ``x``.
 
-    A named backend is obeyed or refused with its reasons; ``None`` takes the first that can run.
+    A named backend is obeyed or refused with its reasons; ``None`` takes the first that can run,
+    and torch in ``torch.export`` and ONNX export.
     """
     if backend is not None:
         check_choice("backend", backend, BACKENDS)
+    if backend is None and torch.compiler.is_exporting():
+        # An exported program runs where acmix is not installed.
+        backend = "torch"
     names = list(BACKENDS) if backend is None else [backend]
     refused = []
     for name in names:
