@@ -73,7 +73,7 @@ def compile_ptx(stem: str, name: str, arch: int = 80) -> str:
     from cuda.bindings import nvrtc
 
     program, _ = _compile(stem, [name], f"compute_{arch}")
-    text = b" " * _checked(nvrtc.nvrtcGetPTXSize(program))
+    text = _buffer(_checked(nvrtc.nvrtcGetPTXSize(program)))
     _checked(nvrtc.nvrtcGetPTX(program, text))
     return text.rstrip(b"\0").decode()
 
@@ -90,8 +90,7 @@ def _compile(stem: str, names: list[str], target: str, *options: str) -> tuple:
     options = [*kernels.COMPILE_OPTIONS, f"-arch={target}", *options]
     options = [option.encode() for option in (*options, *map("-I{}".format, _include_folders()))]
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
-    # NVRTC writes into the memory of these bytes.
-    log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+    log = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
     _checked(nvrtc.nvrtcGetProgramLog(program, log))
     if status.value:
         raise RuntimeError(f"{stem}.cu, {target}, {names[0]}, ...:\n{log.decode()}")
@@ -141,6 +140,15 @@ def _include_folders() -> list[str]:
     packages = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     headers = [*packages.glob("cu*/include"), *packages.glob("cuda_*/include")]
     return [str(folder) for folder in headers if (folder / "cuda_fp16.h").is_file()]
+
+
+def _buffer(size: int) -> bytes:
+    """Bytes for NVRTC to write into.
+
+    At least two: Python shares one object among all equal single bytes, and a log of one byte
+    would change it everywhere.
+    """
+    return b" " * max(size, 2)
 
 
 def _checked(result: tuple):
