@@ -2,8 +2,8 @@
 
 Imports torch only. The kernels themselves are found at the first call: on the CPU in
 ``acmix.backends.cpu_backend``, on CUDA in ``acmix.backends.cuda_backend``; both have a function
-for each operator with the operator's arguments. Equations are in ``acmix.functional``; argument
-checks too, so call these operators through it.
+for each operator with the operator's arguments, the convolution path on the CPU only. Equations
+are in ``acmix.functional``; argument checks too, so call these operators through it.
 
 All operators return fresh memory and have first derivatives only.
 """
@@ -28,6 +28,9 @@ for _schema in (
     f"subtraction(Tensor a, Tensor b, {_WINDOW}, bool reflect) -> Tensor",
     f"subtraction_backward(Tensor grad, Tensor a, Tensor b, {_WINDOW}, bool reflect) "
     "-> (Tensor, Tensor)",
+    "convolution(Tensor maps, Tensor? layer, Tensor kernels, int stride) -> Tensor",
+    "convolution_backward(Tensor grad, Tensor maps, Tensor? layer, Tensor kernels, int stride) "
+    "-> (Tensor, Tensor, Tensor)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -37,6 +40,8 @@ aggregation = torch.ops.acmix.aggregation.default
 aggregation_backward = torch.ops.acmix.aggregation_backward.default
 subtraction = torch.ops.acmix.subtraction.default
 subtraction_backward = torch.ops.acmix.subtraction_backward.default
+convolution = torch.ops.acmix.convolution.default
+convolution_backward = torch.ops.acmix.convolution_backward.default
 
 _KERNELS = {
     "sliding_window_attention": "attention_forward",
@@ -45,17 +50,24 @@ _KERNELS = {
     "aggregation_backward": "aggregation_backward",
     "subtraction": "subtraction_forward",
     "subtraction_backward": "subtraction_backward",
+    "convolution": "convolution_forward",
+    "convolution_backward": "convolution_backward",
 }
+_CPU_ONLY = ("convolution", "convolution_backward")
 
 
-def empty_map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """New (B, N, D, H, W) in the memory format of ``like``: channels last if that is.
+def is_channels_last(x: Tensor) -> bool:
+    """Whether kernels write their results for maps like ``x``, (B, N, D, H, W), channels last.
 
     CUDA kernels write channels first only.
     """
-    strides = like.stride()
-    last = like.device.type == "cpu" and like.shape[2] > 1 and strides[2] == 1 and strides[4] != 1
-    if not last:
+    strides = x.stride()
+    return x.device.type == "cpu" and x.shape[2] > 1 and strides[2] == 1 and strides[4] != 1
+
+
+def empty_map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """New (B, N, D, H, W) in the memory format of ``like``: channels last if that is."""
+    if not is_channels_last(like):
         return like.new_empty(shape)
     batch, heads, depth, height, width = shape
     return like.new_empty((batch, height, width, heads, depth)).permute(0, 3, 4, 1, 2)
@@ -90,7 +102,8 @@ def _cuda(name: str) -> Callable:
 
 for _op, _kernel in _KERNELS.items():
     _library.impl(_op, _cpu(_kernel), "CPU")
-    _library.impl(_op, _cuda(_kernel), "CUDA")
+    if _op not in _CPU_ONLY:
+        _library.impl(_op, _cuda(_kernel), "CUDA")
 
 
 def _attention_fake(q, k, v, kernel_size, stride, dilation):
@@ -117,6 +130,17 @@ def _subtraction_fake(a, b, kernel_size, stride, dilation, reflect):
 
 def _subtraction_backward_fake(grad, a, b, kernel_size, stride, dilation, reflect):
     return a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+def _convolution_fake(maps, layer, kernels, stride):
+    shape = (maps.shape[0], kernels.shape[0], *output_size(maps.shape[3], maps.shape[4], stride))
+    last = torch.channels_last if is_channels_last(maps) else torch.contiguous_format
+    return torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=last)
+
+
+def _convolution_backward_fake(grad, maps, layer, kernels, stride):
+    grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
+    return empty_map(maps, maps.shape), grad_layer, kernels.new_empty(kernels.shape)
 
 
 def _attention_setup(ctx, inputs, output):
@@ -147,6 +171,18 @@ def _subtraction_autograd(ctx, grad):
     return *grads, None, None, None, None
 
 
+def _convolution_setup(ctx, inputs, output):
+    maps, layer, kernels, ctx.stride = inputs
+    ctx.has_layer = layer is not None
+    ctx.save_for_backward(maps, kernels, *([layer] if ctx.has_layer else []))
+
+
+def _convolution_autograd(ctx, grad):
+    maps, kernels, *layer = ctx.saved_tensors
+    grads = convolution_backward(grad, maps, layer[0] if layer else None, kernels, ctx.stride)
+    return grads[0], grads[1] if ctx.has_layer else None, grads[2], None
+
+
 def _no_second_derivative(ctx, *grads):
     raise RuntimeError(
         "acmix kernels have first derivatives only: use backend='torch' or 'reference' to "
@@ -161,6 +197,8 @@ _FAKES = {
     "aggregation_backward": _aggregation_backward_fake,
     "subtraction": _subtraction_fake,
     "subtraction_backward": _subtraction_backward_fake,
+    "convolution": _convolution_fake,
+    "convolution_backward": _convolution_backward_fake,
 }
 for _op, _fake in _FAKES.items():
     torch.library.register_fake(f"acmix::{_op}", _fake, lib=_library)
@@ -170,5 +208,6 @@ for _op, _backward, _setup in (
     ("sliding_window_attention", _attention_autograd, _attention_setup),
     ("aggregation", _aggregation_autograd, _pair_setup),
     ("subtraction", _subtraction_autograd, _pair_setup),
+    ("convolution", _convolution_autograd, _convolution_setup),
 ):
     torch.library.register_autograd(f"acmix::{_op}", _backward, setup_context=_setup, lib=_library)

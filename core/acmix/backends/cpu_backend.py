@@ -4,25 +4,37 @@ float32 and float64 run as they are; float16 and bfloat16 are computed in float3
 channels and the window are kept in that type, and results don't depend on the number of threads.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from acmix import ops
+from acmix.backends.folding import fold
 from acmix.backends.kernel_calls import (
     KERNEL_OPS,
     neighbourhood_aggregation,
     neighbourhood_difference,
     sliding_window_attention,
 )
-from acmix.geometry import can_reflect, output_size
+from acmix.geometry import can_reflect, one_hot_shifts, output_size
 from acmix.native import library
 
 __all__ = [
+    "convolution_path",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "sliding_window_attention",
     "why_not",
 ]
+
+_OPS = (*KERNEL_OPS, "convolution_path")
+# Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal at
+# N = 4, where folding saves a pass.
+_MAX_FOLDED_MAPS = 12
+# Scratch of one unit of the convolution path, to stay in the second level cache.
+_BAND_BYTES = 512 << 10
+_VECTOR_BYTES = 64
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -35,7 +47,7 @@ def _library_problem() -> str | None:
 def why_not(op: str, x: Tensor) -> list[str]:
     """Reasons against running ``op`` on tensors like ``x``."""
     reasons = []
-    if op not in KERNEL_OPS:
+    if op not in _OPS:
         reasons.append("torch's own kernels are the fast ones for it")
     if x.dtype not in _DTYPES:
         reasons.append(f"dtype {x.dtype} is not floating point")
@@ -44,6 +56,29 @@ def why_not(op: str, x: Tensor) -> list[str]:
     # Last, and only for calls that could run: finding out may build the library.
     problem = _library_problem() if not reasons else None
     return reasons if problem is None else [f"the CPU kernels are missing: {problem}"]
+
+
+def convolution_path(
+    qkv: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor | None,
+    fc_bias: Tensor | None,
+    *,
+    stride: int,
+) -> Tensor:
+    """See ``acmix.convolution_path``."""
+    taps, maps = fc_weight.shape
+    head_dim = qkv.shape[1] // maps
+    if kernels is None:
+        shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
+        kernels = shifts.expand(head_dim, *shifts.shape[-3:])
+    if fc_bias is not None:
+        # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
+        fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
+    x = qkv.unflatten(1, (maps, head_dim))
+    if maps <= _MAX_FOLDED_MAPS:
+        return ops.convolution(x, None, fold(kernels, fc_weight), stride)
+    return ops.convolution(x, fc_weight, kernels, stride)
 
 
 def attention_forward(
@@ -170,6 +205,78 @@ def subtraction_backward(
         reflect=reflect,
     )
     return da.to(a.dtype), db.to(b.dtype)
+
+
+def convolution_forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+    """Kernel of ``acmix::convolution``."""
+    x = _channels_last(_computable(maps))
+    batch, count, depth, height, width = x.shape
+    size = output_size(height, width, stride)
+    out = x.new_empty((batch, *size, kernels.shape[0]))
+    weights = _by_output(kernels, x)
+    row = stride * weights.shape[1] * (width + kernels.shape[-1])
+    # Enough units for all threads; the result does not depend on them.
+    share = size[0] * batch * depth * x.itemsize // (2 * torch.get_num_threads() * _VECTOR_BYTES)
+    library.load().convolve(
+        {"in": x, "out": out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2)},
+        None if layer is None else layer.to(x.dtype).contiguous(),
+        weights,
+        stride=stride,
+        band=_even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share)),
+    )
+    out = out.permute(0, 3, 1, 2).to(maps.dtype)
+    return out if ops.is_channels_last(maps) else out.contiguous()
+
+
+def convolution_backward(
+    grad: Tensor, maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Kernel of ``acmix::convolution_backward``; without a layer its gradient is empty."""
+    x = _channels_last(_computable(maps))
+    batch, count, depth, height, width = x.shape
+    weights = _by_output(kernels, x)
+    outs, inputs, size, _, _ = weights.shape
+    g = _computable(grad).permute(0, 2, 3, 1).contiguous().unflatten(3, (depth, outs))
+    dx = x.new_empty((batch, height, width, count, depth)).permute(0, 3, 4, 1, 2)
+    columns = (inputs + outs) * (width + size)
+    if layer is not None:
+        columns += (inputs + layer.shape[1]) * width
+    band = _even(height, _BAND_BYTES // (columns * _VECTOR_BYTES))
+    summands = batch * -(-height // band)
+    dkernels = weights.new_empty((summands, *weights.shape))
+    dlayer = None if layer is None else weights.new_empty((summands, *layer.shape, depth))
+    library.load().convolve(
+        {"in": x, "out": g.permute(0, 4, 3, 1, 2), "grad_in": dx},
+        None if layer is None else layer.to(x.dtype).contiguous(),
+        weights,
+        stride=stride,
+        band=band,
+        grads=(dlayer, dkernels),
+    )
+    dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
+    dlayer = kernels.new_empty(0) if layer is None else dlayer.sum((0, 3)).to(layer.dtype)
+    dx = dx.to(maps.dtype)
+    if not ops.is_channels_last(maps):
+        dx = dx.contiguous()
+    return dx, dlayer, dkernels.to(kernels.dtype)
+
+
+def _by_output(kernels: Tensor, x: Tensor) -> Tensor:
+    """(D * N, maps, k, k) as (N, maps, k, k, D): neighbouring channels are vector lanes."""
+    return kernels.to(x.dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0).contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, maps, D, H, W) with the channels of a map as neighbours in memory."""
+    if x.stride(2) == 1 or x.shape[2] == 1:
+        return x
+    return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+
+
+def _even(rows: int, most: int) -> int:
+    """Size of the equal bands, of at most ``most`` rows and at least one, that ``rows`` make."""
+    bands = -(-rows // max(most, 1))
+    return -(-rows // max(bands, 1))
 
 
 def _computable(x: Tensor) -> Tensor:

@@ -98,10 +98,12 @@ class ACmix2d(ACmixBase):
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
         q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
-        # A product, as torch's convolution of two channels is slow.
+        # A product, as torch's convolution of two channels is slow; in the memory format of k.
         grid = pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight)[0]
         weight, bias = self.conv_p.weight.flatten(1), self.conv_p.bias
-        position = torch.addmm(bias[:, None], weight, grid.flatten(1)).unflatten(1, grid.shape[1:])
+        position = F.linear(grid.permute(1, 2, 0), weight, bias).permute(2, 0, 1)
+        if qkv.is_contiguous():
+            position = position.contiguous()
         out = sliding_window_attention(
             q,
             k,
