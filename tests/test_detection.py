@@ -30,7 +30,6 @@ def detector(kind, family):
         stages, extra_blocks = stages[1:], LastLevelP6P7(16, 16)
         options = dict(score_thresh=0.0, detections_per_img=5)
     backbone = fpn_backbone(family.build(out_indices=stages), 16, extra_blocks=extra_blocks)
-    backbone.body.init_weights()
     return kind(backbone, 3, min_size=65, max_size=101, size_divisible=1, **options)
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import acmix
 from acmix import InputError, replace_convolutions
+from acmix.complexity import count_parameters
 
 
 def conv(channels=8, out_channels=8, kernel_size=3, **options):
@@ -179,3 +180,9 @@ def test_resnet18_state_dict_goes_there_and_back(resnet18):
     other.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 33, 33)
     torch.testing.assert_close(other.eval()(x), model.eval()(x))
+
+
+def test_resnet50_becomes_the_papers():
+    model = torchvision.models.resnet50()
+    replace_convolutions(model, copy_weights=False)
+    assert count_parameters(model) == 18_333_976
