@@ -75,15 +75,15 @@ def replace_convolutions(
     training mode and ``requires_grad`` stay; the dilation spaces the keys of the attention alone.
     1×1 convolutions and those inside ACmix layers are left alone and not reported.
 
-    A copied weight makes the layer start as the nearest convolution it can be, with alpha = 0 and
-    beta = 1 (``acmix.warm_start``). A bias is not copied. Layers that can't start so have fresh
+    A copied weight makes the layer start as the nearest convolution it can be, its bias included,
+    with alpha = 0 and beta = 1 (``acmix.warm_start``). Layers that can't start so have fresh
     weights: dilated ones, and those without alpha or without learned shifts.
 
     Args:
         model: A network that holds the convolutions.
         num_heads: N of each layer.
         kernel_att: Side of the attention window in keys, odd.
-        kernel_sizes: Sides of the convolutions to replace, odd and more than 1.
+        kernel_sizes: Sides of the convolutions to replace, odd.
         where: Called with the name and the convolution; one for which it is false is kept.
         copy_weights: Whether to start from the weights of the convolutions.
         **options: Further arguments of ``ACmix2d``: ``mix``, ``shift``, ``backend``.
@@ -98,6 +98,8 @@ def replace_convolutions(
     require(not isinstance(model, nn.Conv2d), "model", kind, "give the module that holds it")
     require(where is None or callable(where), "where", where, "give a function of name and module")
     check_positive("num_heads", num_heads)
+    several = isinstance(kernel_sizes, Iterable)
+    require(several, "kernel_sizes", kernel_sizes, "give a tuple of odd sizes")
     kernel_sizes = tuple(kernel_sizes)
     for size in kernel_sizes:
         check_odd("kernel_sizes", size)
@@ -110,7 +112,7 @@ def replace_convolutions(
         if kept is None:
             layer = _like(conv, num_heads=num_heads, kernel_att=kernel_att, **options)
             if copy_weights and can_copy(layer):
-                error = copy_convolution(conv.weight, layer)
+                error = copy_convolution(conv, layer)
             layers.update(dict.fromkeys(names, layer))
         sizes = (_sizes(conv), _count(conv), _count(layer))
         report.append(Replacement(tuple(names), *sizes, kept, error))
