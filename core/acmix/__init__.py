@@ -4,6 +4,7 @@
 """
 
 from acmix.checkpoint import load_released
+from acmix.dropin import Replacement, replace_convolutions
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
     convolution_path,
@@ -31,12 +32,14 @@ __all__ = [
     "InputError",
     "MIX_MODES",
     "PatchwiseACmix",
+    "Replacement",
     "SHIFT_MODES",
     "WindowACmix",
     "convolution_path",
     "load_released",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
+    "replace_convolutions",
     "sliding_window_attention",
     "window_attention",
 ]
