@@ -11,6 +11,7 @@ from acmix.functional import (
     neighbourhood_aggregation,
     neighbourhood_difference,
     sliding_window_attention,
+    sliding_window_paths,
     window_attention,
 )
 from acmix.modules import (
@@ -41,5 +42,6 @@ __all__ = [
     "neighbourhood_difference",
     "replace_convolutions",
     "sliding_window_attention",
+    "sliding_window_paths",
     "window_attention",
 ]

@@ -31,6 +31,11 @@ for _schema in (
     "convolution(Tensor maps, Tensor? layer, Tensor kernels, int stride) -> Tensor",
     "convolution_backward(Tensor grad, Tensor maps, Tensor? layer, Tensor kernels, int stride) "
     "-> (Tensor, Tensor, Tensor)",
+    "paths(Tensor qkv, Tensor position, Tensor? layer, Tensor kernels, int heads, "
+    f"{_WINDOW}) -> (Tensor, Tensor, Tensor)",
+    "paths_backward(Tensor grad_attention, Tensor grad_convolution, Tensor qkv, Tensor position, "
+    f"Tensor? layer, Tensor kernels, Tensor lse, int heads, {_WINDOW}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -42,6 +47,8 @@ subtraction = torch.ops.acmix.subtraction.default
 subtraction_backward = torch.ops.acmix.subtraction_backward.default
 convolution = torch.ops.acmix.convolution.default
 convolution_backward = torch.ops.acmix.convolution_backward.default
+paths = torch.ops.acmix.paths.default
+paths_backward = torch.ops.acmix.paths_backward.default
 
 _KERNELS = {
     "sliding_window_attention": "attention_forward",
@@ -52,8 +59,10 @@ _KERNELS = {
     "subtraction_backward": "subtraction_backward",
     "convolution": "convolution_forward",
     "convolution_backward": "convolution_backward",
+    "paths": "paths_forward",
+    "paths_backward": "paths_backward",
 }
-_CPU_ONLY = ("convolution", "convolution_backward")
+_CPU_ONLY = ("convolution", "convolution_backward", "paths", "paths_backward")
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -71,6 +80,12 @@ def empty_map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
         return like.new_empty(shape)
     batch, heads, depth, height, width = shape
     return like.new_empty((batch, height, width, heads, depth)).permute(0, 3, 4, 1, 2)
+
+
+def _empty_image(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """New (B, C, H, W) in the memory format of the maps ``like``, (B, N, D, H, W)."""
+    last = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=last)
 
 
 def empty_lse(q: Tensor, out_h: int, out_w: int) -> Tensor:
@@ -134,13 +149,44 @@ def _subtraction_backward_fake(grad, a, b, kernel_size, stride, dilation, reflec
 
 def _convolution_fake(maps, layer, kernels, stride):
     shape = (maps.shape[0], kernels.shape[0], *output_size(maps.shape[3], maps.shape[4], stride))
-    last = torch.channels_last if is_channels_last(maps) else torch.contiguous_format
-    return torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=last)
+    return _empty_image(maps, shape)
 
 
 def _convolution_backward_fake(grad, maps, layer, kernels, stride):
     grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
     return empty_map(maps, maps.shape), grad_layer, kernels.new_empty(kernels.shape)
+
+
+def _paths_fake(qkv, position, layer, kernels, heads, kernel_size, stride, dilation):
+    maps = qkv.unflatten(1, (3 * heads, -1))
+    size = output_size(qkv.shape[2], qkv.shape[3], stride)
+    attention, convolution = (
+        _empty_image(maps, (qkv.shape[0], channels, *size))
+        for channels in (qkv.shape[1] // 3, kernels.shape[0])
+    )
+    return attention, convolution, empty_lse(maps[:, :heads], *size)
+
+
+def _paths_backward_fake(
+    grad_attention,
+    grad_convolution,
+    qkv,
+    position,
+    layer,
+    kernels,
+    lse,
+    heads,
+    kernel_size,
+    stride,
+    dilation,
+):
+    grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
+    return (
+        _empty_image(qkv.unflatten(1, (3 * heads, -1)), qkv.shape),
+        position.new_empty(position.shape),
+        grad_layer,
+        kernels.new_empty(kernels.shape),
+    )
 
 
 def _attention_setup(ctx, inputs, output):
@@ -183,6 +229,20 @@ def _convolution_autograd(ctx, grad):
     return grads[0], grads[1] if ctx.has_layer else None, grads[2], None
 
 
+def _paths_setup(ctx, inputs, output):
+    qkv, position, layer, kernels, *ctx.window = inputs
+    ctx.has_layer = layer is not None
+    ctx.save_for_backward(qkv, position, kernels, output[2], *([layer] if ctx.has_layer else []))
+    ctx.mark_non_differentiable(output[2])
+
+
+def _paths_autograd(ctx, grad_attention, grad_convolution, _):
+    qkv, position, kernels, lse, *layer = ctx.saved_tensors
+    maps = (qkv, position, layer[0] if layer else None, kernels, lse)
+    grads = paths_backward(grad_attention, grad_convolution, *maps, *ctx.window)
+    return *grads[:2], grads[2] if layer else None, grads[3], None, None, None, None
+
+
 def _no_second_derivative(ctx, *grads):
     raise RuntimeError(
         "acmix kernels have first derivatives only: use backend='torch' or 'reference' to "
@@ -199,6 +259,8 @@ _FAKES = {
     "subtraction_backward": _subtraction_backward_fake,
     "convolution": _convolution_fake,
     "convolution_backward": _convolution_backward_fake,
+    "paths": _paths_fake,
+    "paths_backward": _paths_backward_fake,
 }
 for _op, _fake in _FAKES.items():
     torch.library.register_fake(f"acmix::{_op}", _fake, lib=_library)
@@ -209,5 +271,6 @@ for _op, _backward, _setup in (
     ("aggregation", _aggregation_autograd, _pair_setup),
     ("subtraction", _subtraction_autograd, _pair_setup),
     ("convolution", _convolution_autograd, _convolution_setup),
+    ("paths", _paths_autograd, _paths_setup),
 ):
     torch.library.register_autograd(f"acmix::{_op}", _backward, setup_context=_setup, lib=_library)

@@ -158,3 +158,86 @@ def test_result_does_not_depend_on_the_threads():
     for out, grads in results[1:]:
         assert torch.equal(out, results[0][0])
         assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
+
+
+def paths_inputs(heads, head_dim, size, kernel=3, dtype=torch.float64):
+    """Arguments of ``sliding_window_paths``: projections, position, layer, kernels."""
+    qkv, layer, kernels, _ = path_inputs(2, heads, head_dim, size, kernel, dtype=dtype)
+    generator = torch.Generator().manual_seed(head_dim)
+    position = torch.randn(head_dim, *size, generator=generator, dtype=dtype)
+    return qkv, position, layer, kernels
+
+
+def one_by_one(qkv, position, layer, kernels, *, kernel_size, stride, dilation):
+    q, k, v = qkv.unflatten(1, (3, layer.shape[1] // 3, -1)).unbind(1)
+    window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
+    attention = reference.sliding_window_attention(q, k, v, position, **window)
+    path = reference.convolution_path(qkv, layer, kernels, stride=stride)
+    return torch.cat([attention.flatten(1, 2), path], dim=1)
+
+
+def both_paths(*inputs, **options):
+    return torch.cat(acmix.sliding_window_paths(*inputs, **options), dim=1)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("heads", [2, 4, 6])
+@pytest.mark.parametrize(
+    ("head_dim", "size"), [(16, (9, 23)), (5, (17, 14)), (3, (2, 3)), (16, (7, 7))]
+)
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(7, 1, 1), (5, 2, 1), (3, 3, 2)])
+def test_both_paths_match_reference(heads, head_dim, size, kernel, stride, dilation, backend):
+    inputs = paths_inputs(heads, head_dim, size)
+    options = dict(kernel_size=kernel, stride=stride, dilation=dilation)
+    expected, expected_grads = gradients(one_by_one, *inputs, **options)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        stored = (inputs[0].to(memory_format=memory_format), *inputs[1:])
+        actual, grads = gradients(both_paths, *stored, **options, backend=backend)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(grads, expected_grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_both_paths_error_budget(dtype):
+    options = dict(kernel_size=7, stride=1, dilation=1)
+    inputs = list(paths_inputs(4, 16, (13, 11)))
+    assert_within_error_budget(both_paths, one_by_one, inputs, dtype, options)
+
+
+@needs_kernels
+def test_both_paths_in_one_operator():
+    qkv, position, layer, kernels = paths_inputs(5, 3, (6, 5))
+    for requires_grad in (False, True):
+        leaves = [x.clone().requires_grad_(requires_grad) for x in (qkv, position, layer, kernels)]
+        torch.library.opcheck(ops.paths, (*leaves, 5, 3, 2, 1))
+    out = acmix.sliding_window_paths(*leaves, kernel_size=3, stride=2, backend="cpu")
+    assert out[0].grad_fn is not None
+    assert out[0].grad_fn is out[1].grad_fn
+
+
+def test_both_paths_of_no_images():
+    qkv, *others = paths_inputs(4, 3, (9, 6))
+    attention, path = acmix.sliding_window_paths(qkv[:0], *others, stride=2)
+    assert attention.shape == path.shape == (0, 12, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(qkv=torch.zeros(1, 13, 5, 5)), r"qkv=\(1, 13, 5, 5\): give \(B, 6 \* D, H, W\)"),
+        (dict(position=torch.zeros(2, 5, 4)), r"position\.shape=\(2, 5, 4\): must be \(2, 5, 5\)"),
+        (dict(kernels=torch.zeros(4, 8, 3, 3)), r"kernels\.shape=.*: give \(a multiple of 2, 9,"),
+        (dict(kernel_size=4), "kernel_size=4: give an odd size"),
+        (dict(stride=0), "stride=0: give a positive integer"),
+    ],
+)
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_wrong_arguments_of_both_paths_are_named(change, message, backend):
+    arguments = dict(
+        qkv=torch.zeros(1, 12, 5, 5),
+        position=torch.zeros(2, 5, 5),
+        fc_weight=torch.zeros(9, 6),
+        kernels=torch.zeros(4, 9, 3, 3),
+    )
+    with pytest.raises(acmix.InputError, match=message):
+        acmix.sliding_window_paths(**{**arguments, **change}, backend=backend)

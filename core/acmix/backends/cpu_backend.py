@@ -5,6 +5,7 @@ channels and the window are kept in that type, and results don't depend on the n
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,12 +26,13 @@ __all__ = [
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "sliding_window_attention",
+    "sliding_window_paths",
     "why_not",
 ]
 
-_OPS = (*KERNEL_OPS, "convolution_path")
-# Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal at
-# N = 4, where folding saves a pass.
+_OPS = (*KERNEL_OPS, "convolution_path", "sliding_window_paths")
+# Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal
+# at N = 4, where folding saves a pass.
 _MAX_FOLDED_MAPS = 12
 # Scratch of one unit of the convolution path, to stay in the second level cache.
 _BAND_BYTES = 512 << 10
@@ -72,29 +74,45 @@ def convolution_path(
     if kernels is None:
         shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
         kernels = shifts.expand(head_dim, *shifts.shape[-3:])
+    layer, kernels = _foldable(fc_weight, kernels, fc_bias)
+    return ops.convolution(qkv.unflatten(1, (maps, head_dim)), layer, kernels, stride)
+
+
+def sliding_window_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    *,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``acmix.sliding_window_paths``."""
+    layer, kernels = _foldable(fc_weight, kernels, None)
+    heads = fc_weight.shape[1] // 3
+    window = (kernel_size, stride, dilation)
+    return ops.paths(qkv, position, layer, kernels, heads, *window)[:2]
+
+
+def _foldable(
+    fc_weight: Tensor, kernels: Tensor, fc_bias: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Layer and kernels as the operators take them: no layer where folding it is cheaper."""
+    maps = fc_weight.shape[1]
     if fc_bias is not None:
         # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
         fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
-    x = qkv.unflatten(1, (maps, head_dim))
     if maps <= _MAX_FOLDED_MAPS:
-        return ops.convolution(x, None, fold(kernels, fc_weight), stride)
-    return ops.convolution(x, fc_weight, kernels, stride)
+        return None, fold(kernels, fc_weight)
+    return fc_weight, kernels
 
 
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
     """Kernel of ``acmix::sliding_window_attention``."""
-    height, width = q.shape[3:]
-    size = output_size(height, width, stride)
-    q32, k32, v32 = _computable(q), _computable(k), _computable(v)
-    out, lse = ops.empty_map(q32, (*q.shape[:3], *size)), ops.empty_lse(q, *size)
-    library.load().run(
-        "attention_forward",
-        [q32, k32, v32, out, lse.unsqueeze(2)],
-        (*q.shape, kernel_size, stride, dilation),
-        reflect=can_reflect(height, width, dilation * (kernel_size // 2)),
-    )
+    out, lse = _attend(*map(_computable, (q, k, v)), None, (kernel_size, stride, dilation))
     return out.to(q.dtype), lse
 
 
@@ -113,26 +131,53 @@ def attention_backward(
 
     ``out`` is not read: the kernel has every P and dP at hand, and sums P * dP itself.
     """
-    q32, k32, v32 = _computable(q), _computable(k), _computable(v)
-    dq, dk, dv = (ops.empty_map(x, x.shape) for x in (q32, k32, v32))
+    maps = [_computable(x) for x in (q, k, v)]
+    grads = [ops.empty_map(x, x.shape) for x in maps]
     if stride > 1:
-        dq.zero_()
+        grads[0].zero_()
+    window = (kernel_size, stride, dilation)
+    _attend_backward(_computable(grad), *maps, None, lse, window, grads)
+    dq, dk, dv = (x.to(q.dtype) for x in grads)
+    return dq, dk, dv
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor | None, window: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Attention of maps in the kernels' own dtype, and its log-sum-exp."""
+    kernel_size, stride, dilation = window
+    size = output_size(*q.shape[3:], stride)
+    out, lse = ops.empty_map(q, (*q.shape[:3], *size)), ops.empty_lse(q, *size)
+    library.load().run(
+        "attention_forward",
+        [q, k, v, out, lse.unsqueeze(2)],
+        (*q.shape, *window),
+        reflect=can_reflect(*q.shape[3:], dilation * (kernel_size // 2)),
+        position=position,
+    )
+    return out, lse
+
+
+def _attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor | None,
+    lse: Tensor,
+    window: tuple[int, int, int],
+    grads: Sequence[Tensor],
+) -> None:
+    """Write the gradients of q, k and v into ``grads``; with a stride, that of q must be zero."""
+    kernel_size, stride, dilation = window
+    dq, dk, dv = grads
     library.load().run(
         "attention_backward",
-        [
-            q32,
-            k32,
-            v32,
-            _computable(grad),
-            lse.unsqueeze(2),
-            dq[..., ::stride, ::stride],
-            dk,
-            dv,
-        ],
-        (*q.shape, kernel_size, stride, dilation),
+        [q, k, v, grad, lse.unsqueeze(2), dq[..., ::stride, ::stride], dk, dv],
+        (*q.shape, *window),
         reflect=can_reflect(*q.shape[3:], dilation * (kernel_size // 2)),
+        position=position,
     )
-    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 
 
 def aggregation_forward(
@@ -209,7 +254,103 @@ def subtraction_backward(
 
 def convolution_forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
     """Kernel of ``acmix::convolution``."""
+    out = _convolve(_channels_last(_computable(maps)), layer, kernels, stride).to(maps.dtype)
+    return out if ops.is_channels_last(maps) else out.contiguous()
+
+
+def convolution_backward(
+    grad: Tensor, maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Kernel of ``acmix::convolution_backward``; without a layer its gradient is empty."""
     x = _channels_last(_computable(maps))
+    batch, count, depth, height, width = x.shape
+    dx = x.new_empty((batch, height, width, count, depth)).permute(0, 3, 4, 1, 2)
+    grads = _convolve_backward(_computable(grad), x, layer, kernels, stride, dx, add=False)
+    dx = dx.to(maps.dtype)
+    return dx if ops.is_channels_last(maps) else dx.contiguous(), *grads
+
+
+def paths_forward(
+    qkv: Tensor,
+    position: Tensor,
+    layer: Tensor | None,
+    kernels: Tensor,
+    heads: int,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Kernel of ``acmix::paths``."""
+    maps = _packed(qkv, heads)
+    attention, lse = _attend(
+        *maps.unflatten(1, (3, heads)).unbind(1),
+        _position_of_keys(position, maps, heads),
+        (kernel_size, stride, dilation),
+    )
+    results = [attention.flatten(1, 2), _convolve(maps, layer, kernels, stride)]
+    if not ops.is_channels_last(_maps(qkv, heads)):
+        results = [x.contiguous() for x in results]
+    return *(x.to(qkv.dtype) for x in results), lse
+
+
+def paths_backward(
+    grad_attention: Tensor,
+    grad_convolution: Tensor,
+    qkv: Tensor,
+    position: Tensor,
+    layer: Tensor | None,
+    kernels: Tensor,
+    lse: Tensor,
+    heads: int,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kernel of ``acmix::paths_backward``: both paths sum up in one gradient of the projections."""
+    maps = _packed(qkv, heads)
+    batch, count, depth, height, width = maps.shape
+    # Queries between the strides have no gradient.
+    new = maps.new_zeros if stride > 1 else maps.new_empty
+    dmaps = new((batch, height, width, count, depth)).permute(0, 3, 4, 1, 2)
+    grads = dmaps.unflatten(1, (3, heads)).unbind(1)
+    _attend_backward(
+        _computable(grad_attention).unflatten(1, (heads, depth)),
+        *maps.unflatten(1, (3, heads)).unbind(1),
+        _position_of_keys(position, maps, heads),
+        lse,
+        (kernel_size, stride, dilation),
+        grads,
+    )
+    # One axis at a time: torch is some twenty times slower on both.
+    dkeys = grads[1].permute(0, 3, 4, 1, 2).sum(0).sum(2)
+    dposition = dkeys.permute(2, 0, 1).neg().to(position.dtype)
+    weights = _convolve_backward(
+        _computable(grad_convolution), maps, layer, kernels, stride, dmaps, add=True
+    )
+    dqkv = dmaps.flatten(1, 2).to(qkv.dtype)
+    if not ops.is_channels_last(_maps(qkv, heads)):
+        dqkv = dqkv.contiguous()
+    return dqkv, dposition, *weights
+
+
+def _maps(qkv: Tensor, heads: int) -> Tensor:
+    """(B, 3N * D, H, W) as (B, 3N, D, H, W)."""
+    return qkv.unflatten(1, (3 * heads, -1))
+
+
+def _packed(qkv: Tensor, heads: int) -> Tensor:
+    """All maps, (B, 3N, D, H, W), channels last and in the kernels' dtype."""
+    return _channels_last(_computable(_maps(qkv, heads)))
+
+
+def _position_of_keys(position: Tensor, maps: Tensor, heads: int) -> Tensor:
+    """(D, H, W) in the shape of the keys."""
+    shape = (len(maps), heads, *maps.shape[2:])
+    return position.to(maps.dtype).expand(shape)
+
+
+def _convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+    """The path of channels-last maps, (B, D * N, H', W'), channels last."""
     batch, count, depth, height, width = x.shape
     size = output_size(height, width, stride)
     out = x.new_empty((batch, *size, kernels.shape[0]))
@@ -224,25 +365,29 @@ def convolution_forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, str
         stride=stride,
         band=_even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share)),
     )
-    out = out.permute(0, 3, 1, 2).to(maps.dtype)
-    return out if ops.is_channels_last(maps) else out.contiguous()
+    return out.permute(0, 3, 1, 2)
 
 
-def convolution_backward(
-    grad: Tensor, maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Kernel of ``acmix::convolution_backward``; without a layer its gradient is empty."""
-    x = _channels_last(_computable(maps))
-    batch, count, depth, height, width = x.shape
+def _convolve_backward(
+    grad: Tensor,
+    x: Tensor,
+    layer: Tensor | None,
+    kernels: Tensor,
+    stride: int,
+    dx: Tensor,
+    *,
+    add: bool,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of channels-last maps to ``dx``, or add it; return the weights'."""
+    depth, height, width = x.shape[2:]
     weights = _by_output(kernels, x)
     outs, inputs, size, _, _ = weights.shape
-    g = _computable(grad).permute(0, 2, 3, 1).contiguous().unflatten(3, (depth, outs))
-    dx = x.new_empty((batch, height, width, count, depth)).permute(0, 3, 4, 1, 2)
+    g = grad.permute(0, 2, 3, 1).contiguous().unflatten(3, (depth, outs))
     columns = (inputs + outs) * (width + size)
     if layer is not None:
         columns += (inputs + layer.shape[1]) * width
     band = _even(height, _BAND_BYTES // (columns * _VECTOR_BYTES))
-    summands = batch * -(-height // band)
+    summands = len(x) * -(-height // band)
     dkernels = weights.new_empty((summands, *weights.shape))
     dlayer = None if layer is None else weights.new_empty((summands, *layer.shape, depth))
     library.load().convolve(
@@ -252,13 +397,11 @@ def convolution_backward(
         stride=stride,
         band=band,
         grads=(dlayer, dkernels),
+        add=add,
     )
     dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
     dlayer = kernels.new_empty(0) if layer is None else dlayer.sum((0, 3)).to(layer.dtype)
-    dx = dx.to(maps.dtype)
-    if not ops.is_channels_last(maps):
-        dx = dx.contiguous()
-    return dx, dlayer, dkernels.to(kernels.dtype)
+    return dlayer, dkernels.to(kernels.dtype)
 
 
 def _by_output(kernels: Tensor, x: Tensor) -> Tensor:

@@ -46,12 +46,13 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "heads", "depth", "height", "width")),
         *((name, ctypes.c_int64) for name in ("kernel", "stride", "dilation")),
         ("map", _Map * MAX_MAPS),
+        ("position", _Map),
     ]
 
 
 class _Convolution(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("backward", "type", "threads", "ones")),
+        *((name, ctypes.c_int32) for name in ("backward", "type", "threads", "ones", "add")),
         *((name, ctypes.c_int64) for name in ("batch", "maps", "taps", "outs", "depth")),
         *((name, ctypes.c_int64) for name in ("height", "width", "kernel", "stride", "band")),
         *((name, ctypes.c_void_p) for name in ("layer", "kernels")),
@@ -97,6 +98,7 @@ class Library:
         sizes: tuple[int, ...],
         *,
         reflect: bool,
+        position: Tensor | None = None,
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class Library:
                 in the order that the kernel documents.
             sizes: batch, heads, depth, height, width, kernel, stride, dilation.
             reflect: Whether borders reflect; else they read as zero, or are cut from the softmax.
+            position: Taken off the keys of the attention, in the shape of the keys.
             threads: Upper bound; torch's number of threads if ``None``.
             isa: Variant; the best of this machine if ``None``.
 
@@ -120,6 +123,8 @@ class Library:
             setattr(call, name, size)
         for slot, tensor in zip(call.map, maps, strict=False):
             _describe(slot, tensor)
+        if position is not None:
+            _describe(call.position, position)
         self._check(self._c.acmix_run(ctypes.byref(call), ISAS.index(isa or self.isa)), isa)
 
     def convolve(
@@ -131,6 +136,7 @@ class Library:
         stride: int,
         band: int,
         grads: tuple[Tensor | None, Tensor] | None = None,
+        add: bool = False,
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
@@ -147,6 +153,7 @@ class Library:
             stride: Stride of the output.
             band: Rows of one unit of work: of the output, or backward of the input.
             grads: Gradients of layer and kernels, one summand first for each image and band.
+            add: Whether ``grad_in`` is added to.
             threads: Upper bound; torch's number of threads if ``None``.
             isa: Variant; the best of this machine if ``None``.
 
@@ -160,6 +167,7 @@ class Library:
             type=_TYPES[kernels.dtype],
             threads=threads or torch.get_num_threads(),
             ones=columns - count,
+            add=add,
             batch=batch,
             maps=count,
             taps=0 if layer is None else layer.shape[0],

@@ -31,7 +31,8 @@ struct Call {
     int32_t op, type, reflect, threads;
     int64_t batch, heads, depth, height, width;  // of the map with the keys or values
     int64_t kernel, stride, dilation;
-    Map map[8];  // order as documented at each kernel
+    Map map[8];    // order as documented at each kernel
+    Map position;  // of the attention: taken off the keys of every image and head; or no data
 };
 
 // One call of the convolution path, see convolution.cpp. Unlike a Call's, maps here have a layout:
@@ -39,6 +40,7 @@ struct Call {
 struct Convolution {
     int32_t backward, type, threads;
     int32_t ones;                                  // one map more, of ones
+    int32_t add;                                   // whether grad_in is added to
     int64_t batch, maps, taps, outs, depth;        // taps: maps that the layer makes; 0: no layer
     int64_t height, width, kernel, stride, band;   // band: rows of one unit of work
     const void *layer, *kernels;                   // (taps, maps), (outs, taps, k, k, depth)

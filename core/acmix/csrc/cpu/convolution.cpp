@@ -50,41 +50,43 @@ struct Stack {
 };
 
 // Sums of one block of outputs: sums[b][p] = sum_(t,m) weights[t][m][b] in[offset p + t, m].
+// Each window row is summed by itself: shorter chains of additions halve the rounding errors.
 template <typename T, int B, int P>
 void stencil_block(const T* in, const int64_t* offset, const Stack& stack, int64_t kernel,
                    const T* weights, T* sums) {
     using S = Simd<T>;
-    typename S::V sum[B][P];
     const T* from[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) from[p] = in + offset[p];
-#pragma GCC unroll 4
-    for (int b = 0; b < B; b++) {
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++) sum[b][p] = typename S::V{};
-    }
     for (int64_t ty = 0; ty < kernel; ty++) {
-        for (int64_t tx = 0; tx < kernel; tx++) {
-            const int64_t start = ty * stack.row_size + tx * stack.pixel_size;
-            const int64_t end = start + stack.pixel_size;
-            for (int64_t at = start; at < end; at += S::kLanes, weights += B * S::kLanes) {
-                typename S::V weight[B];
+        typename S::V sum[B][P];
 #pragma GCC unroll 4
-                for (int b = 0; b < B; b++) weight[b] = S::load(weights + b * S::kLanes);
+        for (int b = 0; b < B; b++) {
 #pragma GCC unroll 8
-                for (int p = 0; p < P; p++) {
-                    typename S::V value = S::load(from[p] + at);
-                    KEEP(value);
+            for (int p = 0; p < P; p++) sum[b][p] = typename S::V{};
+        }
+        // Neighbouring columns are neighbours in memory: one run of the row.
+        const int64_t start = ty * stack.row_size, end = start + kernel * stack.pixel_size;
+        for (int64_t at = start; at < end; at += S::kLanes, weights += B * S::kLanes) {
+            typename S::V weight[B];
 #pragma GCC unroll 4
-                    for (int b = 0; b < B; b++) sum[b][p] += weight[b] * value;
-                }
+            for (int b = 0; b < B; b++) weight[b] = S::load(weights + b * S::kLanes);
+#pragma GCC unroll 8
+            for (int p = 0; p < P; p++) {
+                typename S::V value = S::load(from[p] + at);
+                KEEP(value);
+#pragma GCC unroll 4
+                for (int b = 0; b < B; b++) sum[b][p] += weight[b] * value;
             }
         }
-    }
 #pragma GCC unroll 4
-    for (int b = 0; b < B; b++) {
+        for (int b = 0; b < B; b++) {
 #pragma GCC unroll 8
-        for (int p = 0; p < P; p++) S::store(sums + (b * P + p) * S::kLanes, sum[b][p]);
+            for (int p = 0; p < P; p++) {
+                T* to = sums + (b * P + p) * S::kLanes;
+                S::store(to, ty == 0 ? sum[b][p] : S::load(to) + sum[b][p]);
+            }
+        }
     }
 }
 
@@ -93,6 +95,7 @@ template <typename T>
 struct Planar {
     T* to;
     int64_t plane, lanes;
+    bool adds = false;  // to what is there
     template <int B, int P>
     void put(int64_t first, const int64_t* offset, const T* sums) const {
         constexpr int L = Simd<T>::kLanes;
@@ -101,9 +104,10 @@ struct Planar {
                 T* row = to + (first + b) * plane + offset[p];
                 const T* sum = sums + (b * P + p) * L;
                 if (lanes == L) {
-                    Simd<T>::store(row, Simd<T>::load(sum));
+                    typename Simd<T>::V all = Simd<T>::load(sum);
+                    Simd<T>::store(row, adds ? Simd<T>::load(row) + all : all);
                 } else {
-                    for (int64_t i = 0; i < lanes; i++) row[i] = sum[i];
+                    for (int64_t i = 0; i < lanes; i++) row[i] = adds ? row[i] + sum[i] : sum[i];
                 }
             }
         }
@@ -115,6 +119,7 @@ template <typename T>
 struct Interleaved {
     T* to;
     int64_t outs, lanes;
+    static constexpr bool adds = false;
     // mixed[lane * W + b] of `count` vectors, as many as W or one less.
     template <int W>
     static INLINE void interleave(T* mixed, const T* from, int count, int64_t pitch) {
@@ -162,17 +167,17 @@ void stencil_outputs(const T* in, const Stack& stack, const Pixels& pixels, int6
                      const T* weights, int64_t first, const Put& put) {
     constexpr int P = pixels_of<B>();
     alignas(64) T sums[B * P * Simd<T>::kLanes];
-    if (pixels.count < P) {
-        for (int64_t i = 0; i < pixels.count; i++) {
-            stencil_block<T, B, 1>(in, pixels.in + i, stack, kernel, weights, sums);
-            put.template put<B, 1>(first, pixels.out + i, sums);
-        }
-        return;
-    }
-    for (int64_t i = 0; i < pixels.count; i += P) {
-        i = min_of(i, pixels.count - P);  // the last block may overlap the one before
+    int64_t i = 0;
+    for (; i < pixels.count; i += P) {
+        // The last block may overlap the one before, unless that would add twice.
+        if (i + P > pixels.count && (put.adds || pixels.count < P)) break;
+        i = min_of(i, pixels.count - P);
         stencil_block<T, B, P>(in, pixels.in + i, stack, kernel, weights, sums);
         put.template put<B, P>(first, pixels.out + i, sums);
+    }
+    for (; i < pixels.count; i++) {
+        stencil_block<T, B, 1>(in, pixels.in + i, stack, kernel, weights, sums);
+        put.template put<B, 1>(first, pixels.out + i, sums);
     }
 }
 
@@ -479,7 +484,7 @@ struct Path {
         // The transposed stencil: outputs and maps change places, taps are mirrored.
         pack(weights, has_layer ? call.taps : call.maps, call.outs, area, false,
              [&](int64_t i, int64_t n, int64_t tap) { return kernel_at(n, i, area - 1 - tap); });
-        Planar<T> direct{plane(to, y0), to.stride[1], lanes};
+        Planar<T> direct{plane(to, y0), to.stride[1], lanes, call.add != 0};
         if (!has_layer) {
             return stencil(g, grads, same, call.kernel, weights, call.maps, direct);
         }

@@ -2,8 +2,8 @@
 //
 // Window attention, for query p of one head, keys r(o) = stride * p + dilation * (o - k / 2):
 //     s_o = D^(-1/2) q_p . k_r(o),   P = softmax_o(s),   out_p = sum_o P_o v_r(o)
-// There is no position input: the position term q_p . (pe_p - pe_r) is folded into the keys by the
-// caller. q_p . pe_p is the same for all keys of p, the softmax drops it, and k_r - pe_r is a key.
+// The position term q_p . (pe_p - pe_r) is folded into the keys when they are copied: q_p . pe_p is
+// the same for all keys of p, the softmax drops it, and k_r - pe_r is a key.
 // Backward, with P recomputed from the saved log-sum-exp and dP_o = dout_p . v_r(o):
 //     dS_o = P_o (dP_o - sum_o' P_o' dP_o'),   dq_p = D^(-1/2) sum_o dS_o k_r(o)
 //     dk_r = D^(-1/2) sum_(p,o: r(o)=r) dS_o q_p,   dv_r = sum_(p,o: r(o)=r) P_o dout_p
@@ -609,8 +609,23 @@ struct Kernel {
         }
     }
 
+    // What is taken off the keys, its lanes and scratch for one row.
+    struct Position {
+        Lanes lanes{};
+        T* row = nullptr;
+    };
+    bool has_position() const { return p.attention && call.position.data != nullptr; }
+    Position take_position(Arena& arena) const {
+        if (!has_position()) return {};
+        int64_t* table = arena.take<int64_t>(table_size(p.key_pitch));
+        T* row = arena.take<T>(call.depth * p.key_pitch);
+        if (arena.base == nullptr) return {};
+        return {key_lanes(call.position, table), row};
+    }
+
     // Padded rows [first, first + rows) of a map into scratch [row][d][key_pitch].
-    void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows) const {
+    void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
+                   const Position& minus = {}) const {
         int64_t row_size = call.depth * p.key_pitch;
         auto source = [&](int64_t r) {
             return source_index(first + r, p.pad, call.height, call.reflect);
@@ -622,6 +637,14 @@ struct Kernel {
             if (y < 0 || (inside != r && inside >= 0 && inside < rows)) continue;
             load_row(to + r * row_size, p.key_pitch, call.depth, data(map) + y * map.stride[3],
                      map.stride[2], lanes, T(1), map.stride[3]);
+            if (minus.row == nullptr) continue;
+            const Map& position = call.position;
+            load_row(minus.row, p.key_pitch, call.depth, data(position) + y * position.stride[3],
+                     position.stride[2], minus.lanes, T(1));
+            for (int64_t i = 0; i < row_size; i += L) {
+                T* at = to + r * row_size + i;
+                S::store(at, S::load(at) - S::load(minus.row + i));
+            }
         }
         for (int64_t r = 0; r < rows; r++) {
             int64_t y = source(r), inside = y + p.pad - first;
@@ -747,6 +770,8 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
     int64_t* table = arena.take<int64_t>(table_size(max_of(p.lanes, p.key_pitch)));
     int64_t* offsets = arena.take<int64_t>(2 * call.kernel);
     Step* steps = arena.take<Step>(kRows * p.key_step + call.kernel);
+    x0 = tile % p.tiles_x * p.tile_w;
+    Position position = take_position(arena);
     if (sizes != nullptr) {
         *sizes = arena;
         return;
@@ -754,14 +779,13 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
     const Map& value_map = call.map[p.attention ? 2 : 0];
     const Map& out_map = call.map[p.attention ? 3 : 2];
     int64_t y0 = tile / p.tiles_x * p.tile_h, rows = min_of(p.tile_h, p.out_h - y0);
-    x0 = tile % p.tiles_x * p.tile_w;
     int64_t width = min_of(p.tile_w, p.out_w - x0);
     int64_t key_rows = (rows - 1) * call.stride + 2 * p.pad + 1, first = y0 * call.stride;
     column_offsets(offsets);
     if (cuts) column_mask(mask, width);
     load_keys(values, value_map, key_lanes(value_map, table), first, key_rows);
     if (p.attention) {
-        load_keys(keys, call.map[1], key_lanes(call.map[1], table), first, key_rows);
+        load_keys(keys, call.map[1], key_lanes(call.map[1], table), first, key_rows, position);
         Lanes lanes = query_lanes(call.map[0], table, width, call.stride);
         const Map& map = call.map[0];
         // With log2(e) in the scale, the softmax is one of powers of two.
@@ -769,7 +793,7 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
         for (int64_t r = 0; r < rows; r++) {
             load_row(q + r * depth * p.query_pitch, p.query_pitch, depth,
                      data(map) + (y0 + r) * call.stride * map.stride[3], map.stride[2], lanes,
-                     scale);
+                     scale, call.stride * map.stride[3]);
         }
     }
     int64_t* w_offset = offsets + call.kernel;
@@ -948,6 +972,7 @@ void Kernel<T>::backward(void* scratch, Arena* sizes) {
     int64_t* table = arena.take<int64_t>(6 * table_size(max_of(p.lanes, p.key_pitch)));
     int64_t* offsets = arena.take<int64_t>(3 * call.kernel);
     Step* steps = arena.take<Step>(max_of(p.tile_h, kRows * p.key_step + call.kernel));
+    Position position = take_position(arena);
     if (sizes != nullptr) {
         *sizes = arena;
         return;
@@ -986,16 +1011,16 @@ void Kernel<T>::backward(void* scratch, Arena* sizes) {
         int64_t rows = min_of(p.tile_h, p.out_h - y0), first = y0 * call.stride;
         int64_t key_rows = (rows - 1) * call.stride + 2 * p.pad + 1;
         load_keys(values, value_map, value_lanes, first, key_rows);
-        if (p.attention) load_keys(keys, call.map[1], key_lane, first, key_rows);
+        if (p.attention) load_keys(keys, call.map[1], key_lane, first, key_rows, position);
         for (int64_t r = 0; r < rows; r++) {
             load_row(grad + r * row_size + p.margin, pitch, depth,
                      data(grad_map) + (y0 + r) * grad_map.stride[3], grad_map.stride[2],
-                     grad_lanes, T(1));
+                     grad_lanes, T(1), grad_map.stride[3]);
             if (p.attention) {
                 const Map& map = call.map[0];
                 load_row(q + r * row_size + p.margin, pitch, depth,
                          data(map) + (y0 + r) * call.stride * map.stride[3], map.stride[2],
-                         q_lanes, kLog2e * scale);
+                         q_lanes, kLog2e * scale, call.stride * map.stride[3]);
             } else {
                 load_row(s + r * s_size + p.margin, pitch, p.taps,
                          data(weight_map) + (y0 + r) * weight_map.stride[3],
