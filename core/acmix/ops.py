@@ -1,8 +1,8 @@
 """The compiled kernels as torch operators: schema, shapes, gradients.
 
 Imports torch only. The kernels themselves are found at the first call: on the CPU in
-``acmix.backends.cpu_backend``, on CUDA in ``acmix.backends.cuda_backend``; both have a function
-for each operator with the operator's arguments, the convolution path on the CPU only. Equations
+``acmix.native.kernels``, on CUDA in ``acmix.backends.cuda_backend``; both have a function for
+each operator with the operator's arguments, the convolution path on the CPU only. Equations
 are in ``acmix.functional``; argument checks too, so call these operators through it.
 
 All operators return fresh memory and have first derivatives only.
@@ -96,9 +96,9 @@ def empty_lse(q: Tensor, out_h: int, out_w: int) -> Tensor:
 
 def _cpu(name: str) -> Callable:
     def run(*arguments):
-        from acmix.backends import cpu_backend
+        from acmix.native import kernels
 
-        return getattr(cpu_backend, name)(*arguments)
+        return getattr(kernels, name)(*arguments)
 
     return run
 
