@@ -42,8 +42,8 @@ class SANBlock(nn.Module):
         return self._residual(x)
 
     def _residual(self, x: Tensor) -> Tensor:
-        out = self.sam(self.bn1(x).relu())
-        return x + self.drop_path(self.conv(self.bn2(out).relu()))
+        out = self.sam(self.bn1(x).relu_())
+        return x + self.drop_path(self.conv(self.bn2(out).relu_()))
 
 
 @MODELS.register_module()
@@ -138,11 +138,11 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The maps of ``out_indices``."""
-        x = self.bn_in(self.conv_in(x)).relu()
+        x = self.bn_in(self.conv_in(x)).relu_()
         maps = []
         for stage in range(self.stages):
             transition, layer, norm = self._stage(stage)
-            x = norm(layer(transition(self.pool(x)))).relu()
+            x = norm(layer(transition(self.pool(x)))).relu_()
             if stage in self.out_indices:
                 maps.append(x)
         return tuple(maps)

@@ -121,7 +121,7 @@ class PatchwiseACmix(ACmixBase):
         norm = self.conv_w[0]
         if norm.training or not norm.track_running_stats:
             # Batch statistics of every neighbour need them all at once.
-            hidden = self.conv_w[2](norm(self._patches(q, k)).relu())
+            hidden = self.conv_w[2](norm(self._patches(q, k)).relu_())
         else:
             hidden = self._patchwise_hidden(q, k)
         return self.conv_w[3:](hidden).unflatten(1, (self.shared, self.kernel_att**2))
@@ -148,14 +148,15 @@ class PatchwiseACmix(ACmixBase):
         shifted = self._shifted(k)
 
         centre = torch.addcmul(bias[of_q, None, None], q, scale[of_q, None, None])
-        hidden = F.conv2d(centre.relu(), conv.weight[:, of_q])
+        hidden = F.conv2d(centre.relu_(), conv.weight[:, of_q])
         for y in range(self.kernel_att):
             row = [
                 torch.addcmul(biases[:, y, x], shifted[y * self.kernel_att + x], scales[:, y, x])
                 for x in range(self.kernel_att)
             ]
-            row = torch.stack(row, dim=2).relu().flatten(1, 2)
-            hidden = hidden + F.conv2d(row, weights[:, :, y].flatten(1, 2))
+            # Neighbours as the outer index here: channels last stays so.
+            weight = weights[:, :, y].transpose(1, 2).flatten(1, 2)
+            hidden = hidden + F.conv2d(torch.cat(row, dim=1).relu_(), weight)
         return hidden
 
     def multiply_adds(self, height: int, width: int) -> int:
