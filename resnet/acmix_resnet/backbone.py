@@ -2,7 +2,7 @@
 
 from mmpretrain.models import ResNet
 from mmpretrain.models.backbones.resnet import Bottleneck, ResLayer
-from mmpretrain.registry import MODELS
+from mmengine.registry import MODELS
 
 from acmix import ACmix2d
 from acmix.errors import InputError
