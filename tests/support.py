@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -17,6 +19,13 @@ def golden(name: str):
     if not path.is_file():
         pytest.skip(f"golden tensors of the released code are not at hand ({name})")
     return torch.load(path, weights_only=True)
+
+
+def build_model(config: Path) -> nn.Module:
+    """The model of a config file, in the scope of its library."""
+    cfg = Config.fromfile(config)
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+        return registry.build(cfg.model)
 
 
 def gradients(function: Callable, *inputs, **options) -> tuple[Tensor, list[Tensor | None]]:

@@ -81,7 +81,7 @@ def test_training_leaves_plain_checkpoints_logs_and_the_best_score(trained):
     assert re.search(r"eta: \d", output)
     best = checkpoint["message_hub"]["runtime_info"]["best_score"]
     assert f"best top-1 {best:.2f} %" in output
-    assert f"top-1 {top1(output):.2f} % after the last epoch" in output
+    assert f"top-1 {top1(output):.2f} % at the end" in output
 
 
 @pytest.mark.slow
