@@ -14,6 +14,7 @@ from acmix.errors import InputError
 from acmix.suggest import did_you_mean
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+NAME_CATEGORIES = "give the names of its categories as metainfo.classes of the data set"
 # A region proposal network tells objects from background, whatever the classes.
 _HEAD = re.compile(r"(^|\.)(?!rpn_)\w*head(\.\d+)?$")
 
@@ -94,8 +95,8 @@ def _check_classes(model: nn.Module, dataset: Dataset, role: str) -> None:
     known = getattr(dataset, "cat_ids", classes)
     if classes and len(known) != len(classes):
         raise InputError(
-            f"{dataset.ann_file}: names {len(known)} of the {len(classes)} classes of the {role} data; "
-            "give the names of its categories as metainfo.classes of the data set"
+            f"{dataset.ann_file}: names {len(known)} of the {len(classes)} classes of the {role} "
+            f"data; {NAME_CATEGORIES}"
         )
 
 

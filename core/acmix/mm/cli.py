@@ -19,7 +19,12 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.evaluator import DumpResults
 
 from acmix.errors import InputError
-from acmix.mm.checks import apply_data_root, check_data_folders, fill_class_count
+from acmix.mm.checks import (
+    NAME_CATEGORIES,
+    apply_data_root,
+    check_data_folders,
+    fill_class_count,
+)
 from acmix.mm.runner import ACmixRunner
 from acmix.suggest import did_you_mean
 
@@ -32,7 +37,7 @@ _SCORES = {
 _TTA_MODELS = {
     "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
     "mmdet": dict(
-        type="mmdet.DetTTAModel",
+        type="DetTTAModel",
         tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
     ),
 }
@@ -331,6 +336,8 @@ def _explain(error: Exception) -> str | None:
         )
     if isinstance(error, ImportError) and "custom modules" in text:
         return f"{text}; install the project with 'make install', or 'pip install -e' its folder"
+    if "need at least one array to concatenate" in text:  # MMEngine's packing of no image
+        return f"no image with an object of the configured classes is left; {NAME_CATEGORIES}"
     if "end should be larger than begin" in text:
         return "param_scheduler: begins after train_cfg.max_epochs; shorten the warm-up with it"
     return None
