@@ -4,9 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 from mmpretrain.models import SwinTransformer
 from mmpretrain.models.utils import ShiftWindowMSA
-from mmengine.registry import MODELS
 from torch import Tensor
 
 from acmix import WindowACmix

@@ -132,9 +132,7 @@ def test_name_and_recipe(path):
         assert steps.end == cfg.train_cfg.max_epochs
     else:
         expected = ("AdamW", 6e-5 if "swin" in path.stem else 2e-4)
-        gpus, batch, iterations = map(
-            int, re.search(r"_(\d+)xb(\d+)-(\d+)k_", path.stem).groups()
-        )
+        gpus, batch, iterations = map(int, re.search(r"_(\d+)xb(\d+)-(\d+)k_", path.stem).groups())
         assert (gpus, batch) == (8, cfg.train_dataloader.batch_size)
         assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 1000 * iterations
         assert cfg.param_scheduler[-1].type == "PolyLR"
@@ -150,4 +148,3 @@ def test_vectors_and_position_tables_have_no_weight_decay(path):
         spared = name.endswith(("rate1", "rate2", "relative_position_bias_table", "norm1.weight"))
         assert decay[id(weight)] == 0 or not spared, name
         assert decay[id(weight)] > 0 or weight.dim() == 1 or spared, name
-

@@ -47,7 +47,10 @@ def test_counts_are_those_of_the_metafile_and_near_the_papers(project, entry):
         parameter.requires_grad_()
     height, width = entry["Metadata"]["Size"]
     network = TwoStageForward(model) if hasattr(model, "roi_head") else model
-    parameters, operations = count_parameters(model), count_multiply_adds(network, (3, height, width))
+    parameters, operations = (
+        count_parameters(model),
+        count_multiply_adds(network, (3, height, width)),
+    )
     assert parameters == entry["Metadata"]["Parameters"]
     assert operations == entry["Metadata"]["FLOPs"]
     paper = entry["Paper"]

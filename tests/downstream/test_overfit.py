@@ -17,16 +17,21 @@ NANO = dict(
 )
 
 
+HEADS = {
+    "bbox_head": dict(in_channels=64, feat_channels=64, stacked_convs=2),
+    "decode_head": dict(in_channels=[64, 64, 64, 64], channels=64),
+}
 KEPT = ("LoadImageFromFile", "LoadAnnotations", "Resize", "PackDetInputs", "PackSegInputs")
 
 
-def fitted(name, data, work_dir, *, iterations, rate, score):
+def fitted(name, data, work_dir, *, head, iterations, rate, score):
     """Score of a small PVT config after so many iterations on the four images as they are."""
     cfg = Config.fromfile(ROOT / "pvt" / "configs" / f"{name}.py")
     cfg.work_dir, cfg.launcher, cfg.randomness = str(work_dir), "none", dict(seed=0)
     cfg.data_root = str(data)
     cfg.model.backbone.update(arch=NANO, drop_path_rate=0.0)
-    cfg.model.neck.in_channels = NANO["embed_dims"]
+    cfg.model.neck.update(in_channels=NANO["embed_dims"], out_channels=64)
+    cfg.model[head].update(HEADS[head])
     for split in ("train", "val", "test"):
         loader = cfg[f"{split}_dataloader"]
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
@@ -56,7 +61,7 @@ def test_retinanet_finds_the_shapes(tmp_path):
 
     data = write_coco(tmp_path / "coco", 4, CocoDataset.METAINFO["classes"])
     config = "detection/retinanet_acmix-pvt-tiny_fpn_1x_coco"
-    options = dict(iterations=120, rate=5e-4, score="coco/bbox_mAP")
+    options = dict(head="bbox_head", iterations=150, rate=5e-4, score="coco/bbox_mAP")
     assert fitted(config, data, tmp_path, **options) >= 0.5
 
 
@@ -64,5 +69,5 @@ def test_retinanet_finds_the_shapes(tmp_path):
 def test_semantic_fpn_segments_the_shapes(tmp_path):
     data = write_ade(tmp_path / "ade", 4)
     config = "segmentation/fpn_acmix-pvt-tiny_8xb4-40k_ade20k-512x512"
-    options = dict(iterations=100, rate=1e-3, score="mIoU")
+    options = dict(head="decode_head", iterations=100, rate=1e-3, score="mIoU")
     assert fitted(config, data, tmp_path, **options) >= 80

@@ -63,7 +63,9 @@ def test_tools_train_test_and_draw(config, data, options, checkpoint, score, req
     assert score in json.loads(Path("metrics.json").read_text())
     assert len([*Path("pictures").rglob("*.jpg"), *Path("pictures").rglob("*.png")]) == 6
     one = "test_dataloader.dataset.indices=1"
-    flips = run_tool("pvt", "test", config, f"work/{checkpoint}", "--tta", *options, one, cwd=tmp_path)
+    flips = run_tool(
+        "pvt", "test", config, f"work/{checkpoint}", "--tta", *options, one, cwd=tmp_path
+    )
     assert score in flips.stdout
 
 
@@ -76,9 +78,7 @@ def message(command, *arguments, capsys):
 
 def test_a_missing_annotation_file_is_named(coco, capsys):
     absent = "train_dataloader.dataset.ann_file=annotations/instances_tain2017.json"
-    text = message(
-        cli.train, DETECTOR, "--cfg-options", f"data_root={coco}", absent, capsys=capsys
-    )
+    text = message(cli.train, DETECTOR, "--cfg-options", f"data_root={coco}", absent, capsys=capsys)
     assert text == (
         f"train_dataloader: annotation file {coco}/annotations/instances_tain2017.json not found; "
         "did you mean 'instances_train2017.json'?; give the folder that holds train2017/, "

@@ -126,7 +126,9 @@ def _parts(dataset: dict) -> list[tuple[str, str]]:
     prefix = dataset.get("data_prefix") or dataset.get("split") or ""
     folders = prefix.values() if isinstance(prefix, dict) else [prefix]
     file = dataset.get("ann_file")
-    return [("data folder", folder) for folder in folders] + [("annotation file", file)] * bool(file)
+    return [("data folder", folder) for folder in folders] + [("annotation file", file)] * bool(
+        file
+    )
 
 
 def _tops(cfg: Config) -> str:
