@@ -32,6 +32,8 @@ def fitted(name, data, work_dir, *, head, iterations, rate, score):
     cfg.model.backbone.update(arch=NANO, drop_path_rate=0.0)
     cfg.model.neck.update(in_channels=NANO["embed_dims"], out_channels=64)
     cfg.model[head].update(HEADS[head])
+    if "size" in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.size = (96, 128)
     for split in ("train", "val", "test"):
         loader = cfg[f"{split}_dataloader"]
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
