@@ -18,7 +18,7 @@ mmcv: $(INSTALLED) $(if $(filter $(ROOT)/build/wheelhouse,$(WHEELHOUSE)),$(BUILT
 	$(PY) -c "import mmcv.ops, mmdet, mmseg"
 
 # Its setup.py asks for C++17 and torch's headers for C++20, and it imports the torch at hand.
-$(BUILT): $(INSTALLED)
+$(BUILT): | $(INSTALLED)
 	rm -rf $(BUILD)
 	mkdir -p $(BUILD) $(@D)
 	$(PIP) install -c $(ROOT)/ci/constraints.txt ninja

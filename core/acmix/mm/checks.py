@@ -31,7 +31,7 @@ def apply_data_root(cfg: Config) -> None:
         evaluators = cfg.get(name.replace("dataloader", "evaluator")) or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if "ann_file" in evaluator:
-                evaluator.ann_file = str(Path(dataset.data_root, dataset.ann_file))
+                evaluator.ann_file = str(Path(dataset.get("data_root") or "", dataset.ann_file))
 
 
 def check_data_folders(cfg: Config, loaders: tuple[str, ...] = _LOADERS) -> None:
@@ -125,10 +125,10 @@ def _parts(dataset: dict) -> list[tuple[str, str]]:
     """Kind and path below ``data_root`` of what a data set reads."""
     prefix = dataset.get("data_prefix") or dataset.get("split") or ""
     folders = prefix.values() if isinstance(prefix, dict) else [prefix]
-    file = dataset.get("ann_file")
-    return [("data folder", folder) for folder in folders] + [("annotation file", file)] * bool(
-        file
-    )
+    parts = [("data folder", folder) for folder in folders]
+    if dataset.get("ann_file"):
+        parts.append(("annotation file", dataset["ann_file"]))
+    return parts
 
 
 def _tops(cfg: Config) -> str:

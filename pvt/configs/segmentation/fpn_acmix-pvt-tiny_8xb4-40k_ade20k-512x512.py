@@ -1,4 +1,5 @@
 _base_ = [
+    "../_base_/acmix-pvt-tiny_maps.py",
     "mmseg::_base_/models/fpn_r50.py",
     "mmseg::_base_/datasets/ade20k.py",
     "mmseg::_base_/schedules/schedule_40k.py",
@@ -8,14 +9,7 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type="ACmixPVT",
-        arch="tiny",
-        with_cls_token=False,
-        out_type="featmap",
-        out_indices=(0, 1, 2, 3),
-    ),
+    backbone=dict(_delete_=True, **_base_.maps_backbone),
     neck=dict(in_channels=[64, 128, 320, 512]),
     decode_head=dict(num_classes=150),
 )
@@ -28,4 +22,3 @@ param_scheduler = [
     dict(type="PolyLR", eta_min=0.0, power=0.9, begin=0, end=40000, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(save_best="mIoU", rule="greater", max_keep_ckpts=3))
-custom_imports = dict(imports=["acmix_pvt"])

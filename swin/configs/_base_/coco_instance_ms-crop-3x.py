@@ -1,5 +1,6 @@
 # Swin's recipe on COCO: 36 epochs, the multi-scale crops of DETR.
 _base_ = [
+    "./acmix-swin-tiny_maps.py",
     "mmdet::_base_/datasets/coco_instance.py",
     "mmdet::_base_/schedules/schedule_1x.py",
     "../../../core/configs/_base_/coco_runtime.py",
@@ -30,13 +31,7 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type="MultiStepLR", begin=0, end=36, by_epoch=True, milestones=[27, 33], gamma=0.1),
 ]
-# No weight decay on vectors: norms, alpha and beta.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={"relative_position_bias_table": dict(decay_mult=0.0)},
-    ),
+    paramwise_cfg=_base_.no_decay,
 )
-custom_imports = dict(imports=["acmix_swin"])

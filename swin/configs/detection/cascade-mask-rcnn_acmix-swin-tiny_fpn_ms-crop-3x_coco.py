@@ -28,13 +28,7 @@ bbox_heads = [
     for std in (0.1, 0.05, 0.033)
 ]
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type="ACmixSwinTransformer",
-        arch="tiny",
-        drop_path_rate=0.2,
-        out_indices=(0, 1, 2, 3),
-    ),
+    backbone=dict(_delete_=True, **_base_.maps_backbone),
     neck=dict(in_channels=[96, 192, 384, 768]),
     roi_head=dict(bbox_head=bbox_heads),
 )
