@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 from shapes import write_ade, write_coco
 
@@ -25,6 +26,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.downstream)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def scope_of_its_own():
+    """A runner leaves its library's scope behind, where tests of others would search."""
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        yield
 
 
 @pytest.fixture(scope="session")

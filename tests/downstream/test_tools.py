@@ -46,6 +46,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "data", "options", "checkpoint", "score"),
     [
