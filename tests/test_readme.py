@@ -1,4 +1,4 @@
-"""What the READMEs tell users to type: snippets run, commands name what exists."""
+"""What the pages tell users to type: snippets run, commands name what exists."""
 
 import re
 import shlex
@@ -10,36 +10,39 @@ import pytest
 from acmix.mm import cli
 from support import ROOT
 
-READMES = [ROOT / name / "README.md" for name in ("", "core", "resnet", "san", "pvt", "swin")]
+FOLDERS = [ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin")]
+PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
 
 
 def blocks(language):
+    """Code of a language in every page, with the output shown in a text block right after it."""
+    fence = re.compile(rf"```{language}\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
     found = []
-    for path in READMES:
-        text = path.read_text()
-        for number, body in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)):
-            name = f"{path.parent.name if path.parent != ROOT else 'root'}-{number}"
-            found.append(pytest.param(path, body, id=name))
+    for path in PAGES:
+        folder = path.parent.name if path.parent != ROOT else "root"
+        for number, (body, output) in enumerate(fence.findall(path.read_text())):
+            name = f"{folder}-{path.stem}-{number}"
+            found.append(pytest.param(path, body, output, id=name))
     return found
 
 
 def commands():
     found = []
     for parameter in blocks("bash"):
-        path, body = parameter.values
+        path, body, _ = parameter.values
         for line in body.strip().splitlines():
             words = shlex.split(line, comments=True)
             found.append(pytest.param(path.parent, words, id=f"{parameter.id}: {' '.join(words)}"))
     return found
 
 
-@pytest.mark.parametrize(("path", "snippet"), blocks("python"))
-def test_snippet_runs(path, snippet, tmp_path):
+@pytest.mark.parametrize(("path", "snippet", "output"), blocks("python"))
+def test_snippet_runs(path, snippet, output, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    promised = re.findall(r"print\(.*\)  # (.*)", snippet)
+    promised = output.splitlines() or re.findall(r"print\(.*\)  # (.*)", snippet)
     assert result.stdout.strip().splitlines() == promised
 
 
@@ -75,7 +78,7 @@ def check_tool(folder, words):
     parser.parse_args(words[1:])
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if "://" not in target:

@@ -4,12 +4,14 @@
 """
 
 from acmix.checkpoint import load_released
+from acmix.dropin import Replacement, replace_convolutions
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
     convolution_path,
     neighbourhood_aggregation,
     neighbourhood_difference,
     sliding_window_attention,
+    sliding_window_paths,
     window_attention,
 )
 from acmix.modules import (
@@ -31,12 +33,15 @@ __all__ = [
     "InputError",
     "MIX_MODES",
     "PatchwiseACmix",
+    "Replacement",
     "SHIFT_MODES",
     "WindowACmix",
     "convolution_path",
     "load_released",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
+    "replace_convolutions",
     "sliding_window_attention",
+    "sliding_window_paths",
     "window_attention",
 ]

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from acmix.backends import choose
+from acmix.backends import choose, find_joint
 from acmix.checks import check_odd, check_positive, check_same_kind, check_shape, require
 from acmix.geometry import can_reflect, output_size
 
@@ -149,15 +149,66 @@ def convolution_path(
         check_odd("square root of the taps", math.isqrt(taps))
         require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
     else:
-        fits = kernels.dim() == 4 and kernels.shape[1] == taps and kernels.shape[0] % head_dim == 0
-        expected = f"give (a multiple of {head_dim}, {taps}, k_c, k_c)"
-        require(fits, "kernels.shape", tuple(kernels.shape), expected)
-        check_odd("kernels.shape[-1]", kernels.shape[-1])
+        _check_kernels(kernels, taps, head_dim)
     check_positive("stride", stride)
     if fc_bias is not None:
         check_shape("fc_bias", fc_bias, (taps,))
     run = choose("convolution_path", backend, qkv)
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
+
+
+def sliding_window_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    *,
+    kernel_size: int = 7,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Both paths of ACmix with sliding window attention, from one set of projections.
+
+    The same as ``sliding_window_attention`` and ``convolution_path`` on the same maps; a backend
+    that runs the two together reads the projections, and writes their gradient, once.
+
+    Args:
+        qkv: Projections, (B, 3N * D, H, W): q heads 0..N-1, then k heads, then v heads; unscaled.
+        position: Position encoding of the attention, (D, H, W).
+        fc_weight: Layer of the convolution path, (taps, 3N).
+        kernels: Its shift kernels, (D * N, taps, k_c, k_c).
+        kernel_size: Side of the attention window in keys, odd.
+        stride: Stride of both outputs, in pixels.
+        dilation: Distance of neighbouring keys of the attention, in pixels.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
+
+    Returns:
+        F_att in channel order n * D + d and F_conv in channel order d * N + n, both
+        (B, N * D, ceil(H / stride), ceil(W / stride)).
+
+    Raises:
+        InputError: A shape, a size or the backend's name is wrong.
+        BackendError: The named backend can't run this call; the message says why.
+    """
+    maps = fc_weight.shape[1]
+    fits = qkv.dim() == 4 and maps % 3 == 0 and qkv.shape[1] % maps == 0
+    require(fits, "qkv", tuple(qkv.shape), f"give (B, {maps} * D, H, W) for 3N = {maps} maps")
+    window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
+    joint = find_joint("sliding_window_paths", backend, qkv)
+    if joint is not None:
+        head_dim = qkv.shape[1] // maps
+        check_shape("position", position, (head_dim, *qkv.shape[2:]))
+        _check_kernels(kernels, fc_weight.shape[0], head_dim)
+        check_odd("kernel_size", kernel_size)
+        check_positive("stride", stride)
+        check_positive("dilation", dilation)
+        return joint(qkv, position, fc_weight, kernels, **window)
+    q, k, v = qkv.unflatten(1, (3, maps // 3, -1)).unbind(1)
+    attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
+    convolution = convolution_path(qkv, fc_weight, kernels, stride=stride, backend=backend)
+    return attention.flatten(1, 2), convolution
 
 
 def neighbourhood_aggregation(
@@ -249,6 +300,13 @@ def neighbourhood_difference(
     run = choose("neighbourhood_difference", backend, a)
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
     return run(a, b, **options)
+
+
+def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
+    fits = kernels.dim() == 4 and kernels.shape[1] == taps and kernels.shape[0] % head_dim == 0
+    expected = f"give (a multiple of {head_dim}, {taps}, k_c, k_c)"
+    require(fits, "kernels.shape", tuple(kernels.shape), expected)
+    check_odd("kernels.shape[-1]", kernels.shape[-1])
 
 
 def _check_window(x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool) -> bool:

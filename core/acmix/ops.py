@@ -1,9 +1,9 @@
 """The compiled kernels as torch operators: schema, shapes, gradients.
 
 Imports torch only. The kernels themselves are found at the first call: on the CPU in
-``acmix.backends.cpu_backend``, on CUDA in ``acmix.backends.cuda_backend``; both have a function
-for each operator with the operator's arguments. Equations are in ``acmix.functional``; argument
-checks too, so call these operators through it.
+``acmix.native.kernels``, on CUDA in ``acmix.backends.cuda_backend``; both have a function for
+each operator with the operator's arguments, the convolution path on the CPU only. Equations
+are in ``acmix.functional``; argument checks too, so call these operators through it.
 
 All operators return fresh memory and have first derivatives only.
 """
@@ -28,6 +28,14 @@ for _schema in (
     f"subtraction(Tensor a, Tensor b, {_WINDOW}, bool reflect) -> Tensor",
     f"subtraction_backward(Tensor grad, Tensor a, Tensor b, {_WINDOW}, bool reflect) "
     "-> (Tensor, Tensor)",
+    "convolution(Tensor maps, Tensor? layer, Tensor kernels, int stride) -> Tensor",
+    "convolution_backward(Tensor grad, Tensor maps, Tensor? layer, Tensor kernels, int stride) "
+    "-> (Tensor, Tensor, Tensor)",
+    "paths(Tensor qkv, Tensor position, Tensor? layer, Tensor kernels, int heads, "
+    f"{_WINDOW}) -> (Tensor, Tensor, Tensor)",
+    "paths_backward(Tensor grad_attention, Tensor grad_convolution, Tensor qkv, Tensor position, "
+    f"Tensor? layer, Tensor kernels, Tensor lse, int heads, {_WINDOW}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -37,6 +45,10 @@ aggregation = torch.ops.acmix.aggregation.default
 aggregation_backward = torch.ops.acmix.aggregation_backward.default
 subtraction = torch.ops.acmix.subtraction.default
 subtraction_backward = torch.ops.acmix.subtraction_backward.default
+convolution = torch.ops.acmix.convolution.default
+convolution_backward = torch.ops.acmix.convolution_backward.default
+paths = torch.ops.acmix.paths.default
+paths_backward = torch.ops.acmix.paths_backward.default
 
 _KERNELS = {
     "sliding_window_attention": "attention_forward",
@@ -45,20 +57,35 @@ _KERNELS = {
     "aggregation_backward": "aggregation_backward",
     "subtraction": "subtraction_forward",
     "subtraction_backward": "subtraction_backward",
+    "convolution": "convolution_forward",
+    "convolution_backward": "convolution_backward",
+    "paths": "paths_forward",
+    "paths_backward": "paths_backward",
 }
+_CPU_ONLY = ("convolution", "convolution_backward", "paths", "paths_backward")
 
 
-def empty_map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """New (B, N, D, H, W) in the memory format of ``like``: channels last if that is.
+def is_channels_last(x: Tensor) -> bool:
+    """Whether kernels write their results for maps like ``x``, (B, N, D, H, W), channels last.
 
     CUDA kernels write channels first only.
     """
-    strides = like.stride()
-    last = like.device.type == "cpu" and like.shape[2] > 1 and strides[2] == 1 and strides[4] != 1
-    if not last:
+    strides = x.stride()
+    return x.device.type == "cpu" and x.shape[2] > 1 and strides[2] == 1 and strides[4] != 1
+
+
+def empty_map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """New (B, N, D, H, W) in the memory format of ``like``: channels last if that is."""
+    if not is_channels_last(like):
         return like.new_empty(shape)
     batch, heads, depth, height, width = shape
     return like.new_empty((batch, height, width, heads, depth)).permute(0, 3, 4, 1, 2)
+
+
+def _empty_image(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """New (B, C, H, W) in the memory format of the maps ``like``, (B, N, D, H, W)."""
+    last = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=last)
 
 
 def empty_lse(q: Tensor, out_h: int, out_w: int) -> Tensor:
@@ -69,9 +96,9 @@ def empty_lse(q: Tensor, out_h: int, out_w: int) -> Tensor:
 
 def _cpu(name: str) -> Callable:
     def run(*arguments):
-        from acmix.backends import cpu_backend
+        from acmix.native import kernels
 
-        return getattr(cpu_backend, name)(*arguments)
+        return getattr(kernels, name)(*arguments)
 
     return run
 
@@ -90,7 +117,8 @@ def _cuda(name: str) -> Callable:
 
 for _op, _kernel in _KERNELS.items():
     _library.impl(_op, _cpu(_kernel), "CPU")
-    _library.impl(_op, _cuda(_kernel), "CUDA")
+    if _op not in _CPU_ONLY:
+        _library.impl(_op, _cuda(_kernel), "CUDA")
 
 
 def _attention_fake(q, k, v, kernel_size, stride, dilation):
@@ -117,6 +145,48 @@ def _subtraction_fake(a, b, kernel_size, stride, dilation, reflect):
 
 def _subtraction_backward_fake(grad, a, b, kernel_size, stride, dilation, reflect):
     return a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+def _convolution_fake(maps, layer, kernels, stride):
+    shape = (maps.shape[0], kernels.shape[0], *output_size(maps.shape[3], maps.shape[4], stride))
+    return _empty_image(maps, shape)
+
+
+def _convolution_backward_fake(grad, maps, layer, kernels, stride):
+    grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
+    return empty_map(maps, maps.shape), grad_layer, kernels.new_empty(kernels.shape)
+
+
+def _paths_fake(qkv, position, layer, kernels, heads, kernel_size, stride, dilation):
+    maps = qkv.unflatten(1, (3 * heads, -1))
+    size = output_size(qkv.shape[2], qkv.shape[3], stride)
+    attention, convolution = (
+        _empty_image(maps, (qkv.shape[0], channels, *size))
+        for channels in (qkv.shape[1] // 3, kernels.shape[0])
+    )
+    return attention, convolution, empty_lse(maps[:, :heads], *size)
+
+
+def _paths_backward_fake(
+    grad_attention,
+    grad_convolution,
+    qkv,
+    position,
+    layer,
+    kernels,
+    lse,
+    heads,
+    kernel_size,
+    stride,
+    dilation,
+):
+    grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
+    return (
+        _empty_image(qkv.unflatten(1, (3 * heads, -1)), qkv.shape),
+        position.new_empty(position.shape),
+        grad_layer,
+        kernels.new_empty(kernels.shape),
+    )
 
 
 def _attention_setup(ctx, inputs, output):
@@ -147,6 +217,32 @@ def _subtraction_autograd(ctx, grad):
     return *grads, None, None, None, None
 
 
+def _convolution_setup(ctx, inputs, output):
+    maps, layer, kernels, ctx.stride = inputs
+    ctx.has_layer = layer is not None
+    ctx.save_for_backward(maps, kernels, *([layer] if ctx.has_layer else []))
+
+
+def _convolution_autograd(ctx, grad):
+    maps, kernels, *layer = ctx.saved_tensors
+    grads = convolution_backward(grad, maps, layer[0] if layer else None, kernels, ctx.stride)
+    return grads[0], grads[1] if ctx.has_layer else None, grads[2], None
+
+
+def _paths_setup(ctx, inputs, output):
+    qkv, position, layer, kernels, *ctx.window = inputs
+    ctx.has_layer = layer is not None
+    ctx.save_for_backward(qkv, position, kernels, output[2], *([layer] if ctx.has_layer else []))
+    ctx.mark_non_differentiable(output[2])
+
+
+def _paths_autograd(ctx, grad_attention, grad_convolution, _):
+    qkv, position, kernels, lse, *layer = ctx.saved_tensors
+    maps = (qkv, position, layer[0] if layer else None, kernels, lse)
+    grads = paths_backward(grad_attention, grad_convolution, *maps, *ctx.window)
+    return *grads[:2], grads[2] if layer else None, grads[3], None, None, None, None
+
+
 def _no_second_derivative(ctx, *grads):
     raise RuntimeError(
         "acmix kernels have first derivatives only: use backend='torch' or 'reference' to "
@@ -161,6 +257,10 @@ _FAKES = {
     "aggregation_backward": _aggregation_backward_fake,
     "subtraction": _subtraction_fake,
     "subtraction_backward": _subtraction_backward_fake,
+    "convolution": _convolution_fake,
+    "convolution_backward": _convolution_backward_fake,
+    "paths": _paths_fake,
+    "paths_backward": _paths_backward_fake,
 }
 for _op, _fake in _FAKES.items():
     torch.library.register_fake(f"acmix::{_op}", _fake, lib=_library)
@@ -170,5 +270,7 @@ for _op, _backward, _setup in (
     ("sliding_window_attention", _attention_autograd, _attention_setup),
     ("aggregation", _aggregation_autograd, _pair_setup),
     ("subtraction", _subtraction_autograd, _pair_setup),
+    ("convolution", _convolution_autograd, _convolution_setup),
+    ("paths", _paths_autograd, _paths_setup),
 ):
     torch.library.register_autograd(f"acmix::{_op}", _backward, setup_context=_setup, lib=_library)

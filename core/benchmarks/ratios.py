@@ -31,7 +31,7 @@ STAGES = ((16, 56), (32, 28), (64, 14), (128, 7))
 OUTPUT = Path(__file__).with_name("ratios.csv")
 
 
-def operator_stages(table: Table) -> None:
+def attention_stages(table: Table) -> None:
     """Sliding window attention, backend by backend, and the matrix product's rate."""
     for depth, size in STAGES:
         shape = (BATCH, 4, depth, size, size)
@@ -54,14 +54,30 @@ def operator_stages(table: Table) -> None:
         table.add(f"multiply-adds, {size}²", "inference", figures, "G/s", "sliding window ≥ 0.35")
 
 
+def convolution_stages(table: Table) -> None:
+    """The convolution path, fused and as torch's own layer and grouped convolution."""
+    for depth, size in STAGES:
+        qkv = torch.randn(BATCH, 12 * depth, size, size).to(memory_format=torch.channels_last)
+        path = partial(acmix.convolution_path, qkv.requires_grad_(), *_path_weights(depth))
+        sides = {name: partial(path, backend=name) for name in ("cpu", "torch")}
+        case = f"convolution path {size}², D = {depth}"
+        with torch.no_grad():
+            table.add(case, "inference", alternate(sides), "s")
+        trained = alternate({n: lambda run=run: run().sum().backward() for n, run in sides.items()})
+        table.add(case, "training", trained, "s")
+
+
 def growth(table: Table) -> None:
     """Four times the pixels should take about four times as long."""
-    sides = {}
+    attention, path = {}, {}
     for size in (56, 112):
         maps = [_channels_last(torch.randn(BATCH, 4, 16, size, size)) for _ in range(3)]
-        sides[f"{size}²"] = partial(acmix.sliding_window_attention, *maps)
+        attention[f"{size}²"] = partial(acmix.sliding_window_attention, *maps)
+        qkv = torch.randn(BATCH, 192, size, size).to(memory_format=torch.channels_last)
+        path[f"{size}²"] = partial(acmix.convolution_path, qkv, *_path_weights(16))
     with torch.no_grad():
-        table.add("sliding window, growth", "inference", alternate(sides), "s", "second ≤ 4.4")
+        for case, sides in (("sliding window", attention), ("convolution path", path)):
+            table.add(f"{case}, growth", "inference", alternate(sides), "s", "second ≤ 4.4")
 
 
 def models(table: Table) -> None:
@@ -87,7 +103,7 @@ def models(table: Table) -> None:
         ),
         "SAN-ACmix-10, unfolded values": (
             dict(acmix=ACmixSAN(10), unfold=ACmixSAN(10, backend="unfold")),
-            torch.contiguous_format,
+            torch.channels_last,
             "unfold ≥ 3 inference",
         ),
         "ResNet-ACmix-50, unfold": (
@@ -136,6 +152,11 @@ def _training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
+def _path_weights(depth: int) -> tuple[Tensor, Tensor]:
+    """Layer and kernels of the convolution path for four heads of this depth."""
+    return torch.randn(9, 12), torch.randn(4 * depth, 9, 3, 3)
+
+
 def _channels_last(x: Tensor) -> Tensor:
     flat = x.flatten(1, 2).to(memory_format=torch.channels_last)
     return flat.unflatten(1, x.shape[1:3]).detach()
@@ -143,7 +164,13 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def main() -> None:
     """Run everything, or one part of it."""
-    parts = dict(operators=operator_stages, growth=growth, models=models, memory=memory)
+    parts = dict(
+        attention=attention_stages,
+        convolution=convolution_stages,
+        growth=growth,
+        models=models,
+        memory=memory,
+    )
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {list(parts)}; all if none")
     parser.add_argument("--peak-memory", help=argparse.SUPPRESS)

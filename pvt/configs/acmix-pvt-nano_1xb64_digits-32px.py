@@ -1,9 +1,5 @@
 # The embedded default: trains on two CPU cores in about a minute.
-_base_ = [
-    "./_base_/acmix-pvt-tiny.py",
-    "../../core/configs/_base_/digits.py",
-    "../../core/configs/_base_/default_runtime.py",
-]
+_base_ = ["./_base_/acmix-pvt-tiny.py", "../../core/configs/_base_/digits.py"]
 
 model = dict(
     backbone=dict(
@@ -37,5 +33,3 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(max_epochs=40)
-default_hooks = dict(logger=dict(interval=10))
-randomness = dict(seed=0)

@@ -1,13 +1,7 @@
 # The embedded default: trains on two CPU cores in about two minutes.
-_base_ = [
-    "./_base_/acmix-resnet50.py",
-    "../../core/configs/_base_/digits.py",
-    "../../core/configs/_base_/default_runtime.py",
-]
+_base_ = ["./_base_/acmix-resnet50.py", "../../core/configs/_base_/digits.py"]
 
 model = dict(
     backbone=dict(depth=26, stem_channels=32, base_channels=16),
     head=dict(num_classes=10, in_channels=512, topk=(1,)),
 )
-default_hooks = dict(logger=dict(interval=10))
-randomness = dict(seed=0)

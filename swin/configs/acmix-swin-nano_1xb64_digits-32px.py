@@ -1,9 +1,5 @@
 # The embedded default: trains on two CPU cores in about one minute.
-_base_ = [
-    "./_base_/acmix-swin-tiny.py",
-    "../../core/configs/_base_/digits.py",
-    "../../core/configs/_base_/default_runtime.py",
-]
+_base_ = ["./_base_/acmix-swin-tiny.py", "../../core/configs/_base_/digits.py"]
 
 model = dict(
     backbone=dict(
@@ -18,5 +14,3 @@ model = dict(
     head=dict(num_classes=10, in_channels=128),
     train_cfg=None,
 )
-default_hooks = dict(logger=dict(interval=10))
-randomness = dict(seed=0)

@@ -11,6 +11,7 @@
 #include "acmix_cpu.h"
 
 extern "C" int acmix_run(const acmix::Call* call, int isa);
+extern "C" int acmix_convolve(const acmix::Convolution* call, int isa);
 
 namespace {
 
@@ -95,6 +96,56 @@ bool run_shape(const Shape& s, bool last, int threads) {
     return true;
 }
 
+// Channels of all maps of a pixel side by side, as the convolution path has them.
+template <typename T>
+struct Pixels : Tensor<T> {
+    Pixels(int64_t batch, int64_t maps, int64_t depth, int64_t height, int64_t width, bool mixed,
+           unsigned seed)
+        : Tensor<T>({batch, maps, depth, height, width}, true, seed) {
+        if (mixed) this->map.stride[1] = 1, this->map.stride[2] = maps;
+    }
+};
+
+template <typename T>
+bool convolve_shape(const Shape& s, bool layered, int threads) {
+    int64_t out_h = (s.height + s.stride - 1) / s.stride;
+    int64_t out_w = (s.width + s.stride - 1) / s.stride;
+    int64_t kernel = s.kernel < 5 ? s.kernel : 3, columns = s.heads + 1, bands = (s.height + 3) / 4;
+    acmix::Convolution call{};
+    call.type = sizeof(T) == 4 ? acmix::kFloat : acmix::kDouble;
+    call.threads = threads, call.ones = 1;
+    call.batch = s.batch, call.maps = s.heads, call.depth = s.depth;
+    call.taps = layered ? 5 : 0, call.outs = s.kernel;
+    call.height = s.height, call.width = s.width;
+    call.kernel = kernel, call.stride = s.stride, call.band = 4;
+    int64_t inputs = layered ? 5 : columns;
+    const Pixels<T> in(s.batch, s.heads, s.depth, s.height, s.width, false, 1);
+    const Pixels<T> grad(s.batch, s.kernel, s.depth, out_h, out_w, true, 2);
+    const Tensor<T> kernels({s.kernel, inputs, kernel, kernel, s.depth}, false, 3);
+    const Tensor<T> layer({1, 1, 1, 5, columns}, false, 4);
+    call.layer = layer.data.data(), call.kernels = kernels.data.data();
+    std::vector<T> first;
+    for (int round = 0; round < 2; round++) {
+        Pixels<T> out(s.batch, s.kernel, s.depth, out_h, out_w, true, 5);
+        Pixels<T> grad_in(s.batch, s.heads, s.depth, s.height, s.width, false, 6);
+        Tensor<T> grad_kernels({s.batch * bands, s.kernel * inputs, kernel, kernel, s.depth}, false, 7);
+        Tensor<T> grad_layer({1, s.batch * bands, 5, columns, s.depth}, false, 8);
+        call.in = in.map, call.out = out.map, call.grad_in = grad_in.map, call.backward = 0;
+        call.grad_kernels = grad_kernels.data.data(), call.grad_layer = grad_layer.data.data();
+        if (acmix_convolve(&call, 0) != 0) std::abort();
+        call.backward = 1, call.out = grad.map;
+        if (acmix_convolve(&call, 0) != 0) std::abort();
+        std::vector<T> all;
+        for (const Tensor<T>* x : {static_cast<Tensor<T>*>(&out), static_cast<Tensor<T>*>(&grad_in),
+                                   &grad_kernels, &grad_layer}) {
+            all.insert(all.end(), x->data.begin(), x->data.end());
+        }
+        if (round == 0) first = all;
+        if (first != all) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -105,6 +156,8 @@ int main(int, char** argv) {
             for (int last = 0; last < 2; last++) {
                 failed[caller] += !run_shape<float>(shape, last, threads);
                 failed[caller] += !run_shape<double>(shape, last, threads);
+                failed[caller] += !convolve_shape<float>(shape, last, threads);
+                failed[caller] += !convolve_shape<double>(shape, last, threads);
             }
         }
     };

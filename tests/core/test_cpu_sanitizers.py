@@ -23,7 +23,7 @@ def run_sanitized(tmp_path, sanitizer, variant, arguments):
             pytest.skip(f"this machine ({platform.machine()}) can't run {variant}")
         options = build._X86_VARIANTS[variant]
     binary = tmp_path / "driver"
-    sources = [DRIVER, build.SOURCE / "dispatch.cpp", build.SOURCE / "kernels.cpp"]
+    sources = [DRIVER, *(build.SOURCE / name for name in ("dispatch.cpp", *build.KERNELS))]
     command = [*compiler, "-std=c++17", "-O1", "-g", "-pthread", "-Wno-psabi"]
     command += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", *options]
     command += [f"-I{build.SOURCE}", *map(str, sources), "-o", str(binary)]

@@ -29,16 +29,30 @@ def choose(op: str, backend: str | None, x: Tensor) -> Callable[..., Tensor]:
     A named backend is obeyed or refused with its reasons; ``None`` takes the first that can run,
     and torch in ``torch.export`` and ONNX export.
     """
-    if backend is not None:
-        check_choice("backend", backend, BACKENDS)
-    if backend is None and torch.compiler.is_exporting():
-        # An exported program runs where acmix is not installed.
-        backend = "torch"
-    names = list(BACKENDS) if backend is None else [backend]
     refused = []
-    for name in names:
+    for name in _candidates(backend):
         reasons = BACKENDS[name].why_not(op, x)
         if not reasons:
             return getattr(BACKENDS[name], op)
         refused.append(f"{name}: {'; '.join(reasons)}")
     raise BackendError(f"no backend can run {op} ({' | '.join(refused)})")
+
+
+def find_joint(op: str, backend: str | None, x: Tensor) -> Callable | None:
+    """The function that runs the joint operator ``op`` on tensors like ``x``, where there is one.
+
+    A backend may do several operators of ``acmix.functional`` in one pass; ``None`` says that they
+    are to be called one by one.
+    """
+    for name in _candidates(backend):
+        if hasattr(BACKENDS[name], op) and not BACKENDS[name].why_not(op, x):
+            return getattr(BACKENDS[name], op)
+    return None
+
+
+def _candidates(backend: str | None) -> list[str]:
+    if backend is not None:
+        check_choice("backend", backend, BACKENDS)
+        return [backend]
+    # An exported program runs where acmix is not installed.
+    return ["torch"] if torch.compiler.is_exporting() else list(BACKENDS)

@@ -4,25 +4,35 @@ float32 and float64 run as they are; float16 and bfloat16 are computed in float3
 channels and the window are kept in that type, and results don't depend on the number of threads.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from acmix import ops
+from acmix.backends.folding import fold
 from acmix.backends.kernel_calls import (
     KERNEL_OPS,
     neighbourhood_aggregation,
     neighbourhood_difference,
     sliding_window_attention,
 )
-from acmix.geometry import can_reflect, output_size
+from acmix.geometry import one_hot_shifts
 from acmix.native import library
 
 __all__ = [
+    "convolution_path",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "sliding_window_attention",
+    "sliding_window_paths",
     "why_not",
 ]
+
+_OPS = (*KERNEL_OPS, "convolution_path", "sliding_window_paths")
+# Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal
+# at N = 4, where folding saves a pass.
+_MAX_FOLDED_MAPS = 12
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -35,7 +45,7 @@ def _library_problem() -> str | None:
 def why_not(op: str, x: Tensor) -> list[str]:
     """Reasons against running ``op`` on tensors like ``x``."""
     reasons = []
-    if op not in KERNEL_OPS:
+    if op not in _OPS:
         reasons.append("torch's own kernels are the fast ones for it")
     if x.dtype not in _DTYPES:
         reasons.append(f"dtype {x.dtype} is not floating point")
@@ -46,138 +56,49 @@ def why_not(op: str, x: Tensor) -> list[str]:
     return reasons if problem is None else [f"the CPU kernels are missing: {problem}"]
 
 
-def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
-) -> tuple[Tensor, Tensor]:
-    """Kernel of ``acmix::sliding_window_attention``."""
-    height, width = q.shape[3:]
-    size = output_size(height, width, stride)
-    q32, k32, v32 = _computable(q), _computable(k), _computable(v)
-    out, lse = ops.empty_map(q32, (*q.shape[:3], *size)), ops.empty_lse(q, *size)
-    library.load().run(
-        "attention_forward",
-        [q32, k32, v32, out, lse.unsqueeze(2)],
-        (*q.shape, kernel_size, stride, dilation),
-        reflect=can_reflect(height, width, dilation * (kernel_size // 2)),
-    )
-    return out.to(q.dtype), lse
-
-
-def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    kernel_size: int,
+def convolution_path(
+    qkv: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor | None,
+    fc_bias: Tensor | None,
+    *,
     stride: int,
-    dilation: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Kernel of ``acmix::sliding_window_attention_backward``.
-
-    ``out`` is not read: the kernel has every P and dP at hand, and sums P * dP itself.
-    """
-    q32, k32, v32 = _computable(q), _computable(k), _computable(v)
-    dq, dk, dv = (ops.empty_map(x, x.shape) for x in (q32, k32, v32))
-    if stride > 1:
-        dq.zero_()
-    library.load().run(
-        "attention_backward",
-        [
-            q32,
-            k32,
-            v32,
-            _computable(grad),
-            lse.unsqueeze(2),
-            dq[..., ::stride, ::stride],
-            dk,
-            dv,
-        ],
-        (*q.shape, kernel_size, stride, dilation),
-        reflect=can_reflect(*q.shape[3:], dilation * (kernel_size // 2)),
-    )
-    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
-
-
-def aggregation_forward(
-    v: Tensor, w: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
-    """Kernel of ``acmix::aggregation``."""
-    out = _computable(v).new_empty((*v.shape[:2], *output_size(*v.shape[2:], stride)))
-    values = _share_weights(_computable(v), w)
-    library.load().run(
-        "aggregation_forward",
-        [values, _computable(w), _share_weights(out, w)],
-        (*values.shape, kernel_size, stride, dilation),
-        reflect=reflect,
-    )
-    return out.to(v.dtype)
+    """See ``acmix.convolution_path``."""
+    taps, maps = fc_weight.shape
+    head_dim = qkv.shape[1] // maps
+    if kernels is None:
+        shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
+        kernels = shifts.expand(head_dim, *shifts.shape[-3:])
+    layer, kernels = _foldable(fc_weight, kernels, fc_bias)
+    return ops.convolution(qkv.unflatten(1, (maps, head_dim)), layer, kernels, stride)
 
 
-def aggregation_backward(
-    grad: Tensor,
-    v: Tensor,
-    w: Tensor,
+def sliding_window_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    *,
     kernel_size: int,
     stride: int,
     dilation: int,
-    reflect: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Kernel of ``acmix::aggregation_backward``."""
-    values, weights = _share_weights(_computable(v), w), _computable(w)
-    dv, dw = values.new_empty(v.shape), weights.new_empty(w.shape)
-    library.load().run(
-        "aggregation_backward",
-        [values, weights, _share_weights(_computable(grad), w), _share_weights(dv, w), dw],
-        (*values.shape, kernel_size, stride, dilation),
-        reflect=reflect,
-    )
-    return dv.to(v.dtype), dw.to(w.dtype)
+    """See ``acmix.sliding_window_paths``."""
+    layer, kernels = _foldable(fc_weight, kernels, None)
+    heads = fc_weight.shape[1] // 3
+    window = (kernel_size, stride, dilation)
+    return ops.paths(qkv, position, layer, kernels, heads, *window)[:2]
 
 
-def subtraction_forward(
-    a: Tensor, b: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
-) -> Tensor:
-    """Kernel of ``acmix::subtraction``."""
-    size = output_size(*a.shape[2:], stride)
-    out = _computable(a).new_empty((*a.shape[:2], kernel_size**2, *size))
-    library.load().run(
-        "subtraction_forward",
-        [_computable(a).unsqueeze(2), _computable(b).unsqueeze(2), out],
-        (*a.shape[:2], 1, *a.shape[2:], kernel_size, stride, dilation),
-        reflect=reflect,
-    )
-    return out.to(a.dtype)
-
-
-def subtraction_backward(
-    grad: Tensor,
-    a: Tensor,
-    b: Tensor,
-    kernel_size: int,
-    stride: int,
-    dilation: int,
-    reflect: bool,
-) -> tuple[Tensor, Tensor]:
-    """Kernel of ``acmix::subtraction_backward``."""
-    grad32 = _computable(grad)
-    da, db = grad32.new_empty(a.shape), grad32.new_empty(b.shape)
-    library.load().run(
-        "subtraction_backward",
-        [grad32, da.unsqueeze(2), db.unsqueeze(2)],
-        (*a.shape[:2], 1, *a.shape[2:], kernel_size, stride, dilation),
-        reflect=reflect,
-    )
-    return da.to(a.dtype), db.to(b.dtype)
-
-
-def _computable(x: Tensor) -> Tensor:
-    """``x`` in a dtype that the kernels compute in."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _share_weights(x: Tensor, w: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, Cw, C / Cw, H, W): channels that share the weights c mod Cw together."""
-    groups = w.shape[1]
-    return x.unflatten(1, (x.shape[1] // groups, groups)).transpose(1, 2)
+def _foldable(
+    fc_weight: Tensor, kernels: Tensor, fc_bias: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Layer and kernels as the operators take them: no layer where folding it is cheaper."""
+    maps = fc_weight.shape[1]
+    if fc_bias is not None:
+        # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
+        fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
+    if maps <= _MAX_FOLDED_MAPS:
+        return None, fold(kernels, fc_weight)
+    return fc_weight, kernels

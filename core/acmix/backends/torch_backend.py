@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acmix.backends.folding import fold, widened
 from acmix.geometry import can_reflect, neighbours, output_size
 
 # Larger tiles waste matrix work on masked keys, smaller ones copy more halo; 7 and 8 were the
@@ -104,18 +105,12 @@ def convolution_path(
     # channel order of the grouped convolution; channels first it needs a transposed copy.
     pixels = qkv.permute(0, 2, 3, 1).unflatten(-1, (maps, head_dim)).transpose(-2, -1)
     if kernels is not None and maps <= _MAX_FOLDED_MAPS:
-        out = _grouped(pixels, _fold(kernels, fc_weight), stride)
+        out = _grouped(pixels, fold(kernels, fc_weight), stride)
         return out if fc_bias is None else out + _of_bias(fc_bias, kernels, qkv, stride)
     f = F.linear(pixels, fc_weight, fc_bias)
     if kernels is None:
         return _shift_and_sum(f.permute(0, 3, 4, 1, 2), stride)
     return _grouped(f, kernels, stride)
-
-
-def _fold(kernels: Tensor, fc_weight: Tensor) -> Tensor:
-    """Kernels that read the maps themselves, (C, maps, k_c, k_c)."""
-    folded = torch.einsum("ciyx,ij->cjyx", _widened(kernels), _widened(fc_weight))
-    return folded.to(kernels.dtype)
 
 
 def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tensor:
@@ -125,16 +120,10 @@ def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tens
     cuts it off.
     """
     size, (height, width) = kernels.shape[-1], qkv.shape[2:]
-    summed = torch.einsum("cik,i->ck", _widened(kernels.flatten(2)), _widened(fc_bias))
+    summed = torch.einsum("cik,i->ck", widened(kernels.flatten(2)), widened(fc_bias))
     inside = F.unfold(summed.new_ones(1, 1, height, width), size, padding=size // 2, stride=stride)
     out = (summed @ inside[0]).unflatten(1, output_size(height, width, stride))
     return out.to(qkv.dtype)
-
-
-def _widened(x: Tensor) -> Tensor:
-    """In a wider dtype: weights are small, and their products then round once, at the end."""
-    wide = torch.float64 if x.dtype == torch.float32 else torch.float32
-    return x.to(torch.promote_types(wide, x.dtype))
 
 
 def _grouped(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:

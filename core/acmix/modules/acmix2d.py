@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_odd, check_positive, require
-from acmix.functional import sliding_window_attention
+from acmix.functional import sliding_window_attention, sliding_window_paths
 from acmix.geometry import output_size, pixel_grid
 from acmix.modules.base import ACmixBase
 
@@ -84,9 +84,11 @@ class ACmix2d(ACmixBase):
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         qkv = self._project(x)
+        joint = self.has_convolution and self.dep_conv.learnable
         return self.combine(
             lambda: self._attend(qkv),
             lambda beta: self.convolve(qkv, beta=beta, stride=self.stride),
+            (lambda beta: self._both(qkv, beta)) if joint else None,
         )
 
     def _project(self, x: Tensor) -> Tensor:
@@ -98,21 +100,30 @@ class ACmix2d(ACmixBase):
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
         q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
-        # A product, as torch's convolution of two channels is slow.
-        grid = pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight)[0]
-        weight, bias = self.conv_p.weight.flatten(1), self.conv_p.bias
-        position = torch.addmm(bias[:, None], weight, grid.flatten(1)).unflatten(1, grid.shape[1:])
-        out = sliding_window_attention(
-            q,
-            k,
-            v,
-            position.to(q.dtype),
+        return sliding_window_attention(q, k, v, self._position(qkv), **self._window()).flatten(
+            1, 2
+        )
+
+    def _both(self, qkv: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """F_att and beta * F_conv."""
+        fc, kernels = self.fc.weight.flatten(1), self.scaled_kernels(beta)
+        return sliding_window_paths(qkv, self._position(qkv), fc, kernels, **self._window())
+
+    def _window(self) -> dict:
+        return dict(
             kernel_size=self.kernel_att,
             stride=self.stride,
             dilation=self.dilation,
             backend=self.backend,
         )
-        return out.flatten(1, 2)
+
+    def _position(self, qkv: Tensor) -> Tensor:
+        """Position encoding, (D, H, W)."""
+        # A product, as torch's convolution of two channels is slow.
+        grid = pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight)[0]
+        weight, bias = self.conv_p.weight.flatten(1), self.conv_p.bias
+        position = torch.addmm(bias[:, None], weight, grid.flatten(1))
+        return position.unflatten(1, grid.shape[1:]).to(qkv.dtype)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size (paper Table 1, and the position term).

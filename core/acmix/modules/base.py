@@ -89,7 +89,7 @@ class ACmixBase(nn.Module):
         """
         qkv = projections[0] if len(projections) == 1 else torch.cat(projections, dim=1)
         by_tensors = self.dep_conv.mode == "tensor"
-        kernels = self.dep_conv.weight if beta is None else self.dep_conv.weight * beta
+        kernels = self.scaled_kernels(beta)
         out = convolution_path(
             qkv,
             self.fc.weight.flatten(1),
@@ -102,6 +102,10 @@ class ACmixBase(nn.Module):
             out = out * beta
         # Channel d * N + n: one kernel a group serves all N channels of the group.
         return out if self.dep_conv.learnable else out.repeat_interleave(self.num_heads, dim=1)
+
+    def scaled_kernels(self, beta: Tensor | None) -> Tensor:
+        """Beta times the shift kernels."""
+        return self.dep_conv.weight if beta is None else self.dep_conv.weight * beta
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size (paper Table 1)."""
@@ -118,18 +122,21 @@ class ACmixBase(nn.Module):
         self,
         attention: Callable[[], Tensor],
         convolution: Callable[[Tensor | None], Tensor],
+        both: Callable[[Tensor | None], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """Mix the two paths, computing only those that the mode uses.
 
         Args:
             attention: Gives F_att.
             convolution: Gives beta * F_conv for beta (1,), or F_conv for ``None``.
+            both: Gives the two at once, where a layer can.
         """
         if self.mix == "attention":
             return attention()
         if self.mix == "convolution":
             return convolution(None)
-        att, conv = attention(), convolution(self._beta())
+        beta = self._beta()
+        att, conv = both(beta) if both is not None else (attention(), convolution(beta))
         if self.mix == "one_one":
             return att + conv
         return torch.addcmul(conv, att, self.rate1.to(att.dtype))

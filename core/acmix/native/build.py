@@ -18,6 +18,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE = PACKAGE / "csrc" / "cpu"
 INSTALLED = Path(__file__).resolve().parent / "lib" / "libacmix_cpu.so"
 
+# Compiled once per instruction set.
+KERNELS = ("windows.cpp", "convolution.cpp")
+
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi"]
 _X86_VARIANTS = {
     "baseline": [],
@@ -89,7 +92,8 @@ def build(target: Path, compiler: list[str] | None = None) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             jobs = [("dispatch", "dispatch.cpp", [])]
             for name, options in variants.items():
-                jobs.append((name, "kernels.cpp", [f"-DACMIX_ISA={name}", *options]))
+                for source in KERNELS:
+                    jobs.append((f"{name}_{source}", source, [f"-DACMIX_ISA={name}", *options]))
             commands, objects = [], []
             for name, source, options in jobs:
                 objects.append(str(Path(scratch) / f"{name}.o"))

@@ -46,6 +46,18 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "heads", "depth", "height", "width")),
         *((name, ctypes.c_int64) for name in ("kernel", "stride", "dilation")),
         ("map", _Map * MAX_MAPS),
+        ("position", _Map),
+    ]
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("backward", "type", "threads", "ones", "add")),
+        *((name, ctypes.c_int64) for name in ("batch", "maps", "taps", "outs", "depth")),
+        *((name, ctypes.c_int64) for name in ("height", "width", "kernel", "stride", "band")),
+        *((name, ctypes.c_void_p) for name in ("layer", "kernels")),
+        *((name, _Map) for name in ("in", "out", "grad_in")),
+        *((name, ctypes.c_void_p) for name in ("grad_layer", "grad_kernels")),
     ]
 
 
@@ -62,8 +74,9 @@ class Library:
         self._c = ctypes.CDLL(str(path))
         self._c.acmix_call_size.restype = ctypes.c_int64
         self._c.acmix_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
+        self._c.acmix_convolve.argtypes = [ctypes.POINTER(_Convolution), ctypes.c_int]
         self._c.acmix_set_pool.argtypes = [ctypes.c_void_p]
-        if self._c.acmix_call_size() != ctypes.sizeof(_Call):
+        if self._c.acmix_call_size() != ctypes.sizeof(_Call) + ctypes.sizeof(_Convolution):
             raise OSError(f"{path} belongs to another version of acmix: delete it and try again")
         self.best_isa = ISAS[self._c.acmix_best_isa()]
         self.isa = os.environ.get("ACMIX_CPU_ISA") or self.best_isa
@@ -85,6 +98,7 @@ class Library:
         sizes: tuple[int, ...],
         *,
         reflect: bool,
+        position: Tensor | None = None,
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
@@ -96,6 +110,7 @@ class Library:
                 in the order that the kernel documents.
             sizes: batch, heads, depth, height, width, kernel, stride, dilation.
             reflect: Whether borders reflect; else they read as zero, or are cut from the softmax.
+            position: Taken off the keys of the attention, in the shape of the keys.
             threads: Upper bound; torch's number of threads if ``None``.
             isa: Variant; the best of this machine if ``None``.
 
@@ -107,13 +122,82 @@ class Library:
         for name, size in zip(names, sizes, strict=True):
             setattr(call, name, size)
         for slot, tensor in zip(call.map, maps, strict=False):
-            slot.data = tensor.data_ptr()
-            slot.stride = (ctypes.c_int64 * 5)(*tensor.stride())
-        status = self._c.acmix_run(ctypes.byref(call), ISAS.index(isa or self.isa))
+            _describe(slot, tensor)
+        if position is not None:
+            _describe(call.position, position)
+        self._check(self._c.acmix_run(ctypes.byref(call), ISAS.index(isa or self.isa)), isa)
+
+    def convolve(
+        self,
+        maps: dict[str, Tensor],
+        layer: Tensor | None,
+        kernels: Tensor,
+        *,
+        stride: int,
+        band: int,
+        grads: tuple[Tensor | None, Tensor] | None = None,
+        add: bool = False,
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Run the convolution path, or its backward pass when ``grads`` are given.
+
+        Args:
+            maps: ``in``, ``out`` and, backward, ``grad_in``, all (batch, map, channel, row,
+                column); ``out`` is its gradient then. Channels of ``in`` and ``grad_in`` are
+                neighbours in memory, and so are the maps of ``out``.
+            layer: (taps, maps), contiguous, or ``None``; with one column more the last one is for
+                a map of ones.
+            kernels: (outputs, taps, k, k, channels), contiguous; taps are the maps themselves, and
+                one of ones if there is one more, without a layer.
+            stride: Stride of the output.
+            band: Rows of one unit of work: of the output, or backward of the input.
+            grads: Gradients of layer and kernels, one summand first for each image and band.
+            add: Whether ``grad_in`` is added to.
+            threads: Upper bound; torch's number of threads if ``None``.
+            isa: Variant; the best of this machine if ``None``.
+
+        Raises:
+            MemoryError: No memory for the scratch.
+        """
+        batch, count, depth, height, width = maps["in"].shape
+        columns = kernels.shape[1] if layer is None else layer.shape[1]
+        call = _Convolution(
+            backward=grads is not None,
+            type=_TYPES[kernels.dtype],
+            threads=threads or torch.get_num_threads(),
+            ones=columns - count,
+            add=add,
+            batch=batch,
+            maps=count,
+            taps=0 if layer is None else layer.shape[0],
+            outs=kernels.shape[0],
+            depth=depth,
+            height=height,
+            width=width,
+            kernel=kernels.shape[2],
+            stride=stride,
+            band=band,
+            layer=None if layer is None else layer.data_ptr(),
+            kernels=kernels.data_ptr(),
+        )
+        for name, tensor in maps.items():
+            _describe(getattr(call, name), tensor)
+        if grads is not None:
+            call.grad_layer = None if grads[0] is None else grads[0].data_ptr()
+            call.grad_kernels = grads[1].data_ptr()
+        self._check(self._c.acmix_convolve(ctypes.byref(call), ISAS.index(isa or self.isa)), isa)
+
+    def _check(self, status: int, isa: str | None) -> None:
         if status == -1:
             raise MemoryError("no memory for the scratch of a CPU kernel: use fewer threads")
         if status:
             raise OSError(f"{self.path} has no {isa or self.isa} variant: rebuild it")
+
+
+def _describe(slot: _Map, tensor: Tensor) -> None:
+    slot.data = tensor.data_ptr()
+    slot.stride = (ctypes.c_int64 * 5)(*tensor.stride())
 
 
 def load() -> Library:

@@ -1,4 +1,6 @@
 # The 1,797 digits that scikit-learn ships, 8×8, enlarged to 32×32; a fifth is held out.
+_base_ = "./default_runtime.py"
+
 data_preprocessor = dict(num_classes=10, mean=[78.0] * 3, std=[96.0] * 3, to_rgb=False)
 
 train_pipeline = [
@@ -48,3 +50,5 @@ param_scheduler = [
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
+default_hooks = dict(logger=dict(interval=10))
+randomness = dict(seed=0)

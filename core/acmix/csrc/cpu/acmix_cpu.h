@@ -31,7 +31,21 @@ struct Call {
     int32_t op, type, reflect, threads;
     int64_t batch, heads, depth, height, width;  // of the map with the keys or values
     int64_t kernel, stride, dilation;
-    Map map[8];  // order as documented at each kernel
+    Map map[8];    // order as documented at each kernel
+    Map position;  // of the attention: taken off the keys of every image and head; or no data
+};
+
+// One call of the convolution path, see convolution.cpp. Unlike a Call's, maps here have a layout:
+// channels of inputs are neighbours in memory, and so are the outputs of one channel.
+struct Convolution {
+    int32_t backward, type, threads;
+    int32_t ones;                                  // one map more, of ones
+    int32_t add;                                   // whether grad_in is added to
+    int64_t batch, maps, taps, outs, depth;        // taps: maps that the layer makes; 0: no layer
+    int64_t height, width, kernel, stride, band;   // band: rows of one unit of work
+    const void *layer, *kernels;                   // (taps, maps), (outs, taps, k, k, depth)
+    Map in, out, grad_in;                          // (batch, map, channel, row, column)
+    void *grad_layer, *grad_kernels;               // a summand for each image and band
 };
 
 // Runs work(context, unit, scratch) for every unit in [0, units), each thread with its own scratch.
@@ -41,12 +55,15 @@ int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, vo
 
 namespace baseline {
 int run(const Call& call);
+int convolve(const Convolution& call);
 }
 namespace avx2 {
 int run(const Call& call);
+int convolve(const Convolution& call);
 }
 namespace avx512 {
 int run(const Call& call);
+int convolve(const Convolution& call);
 }
 
 }  // namespace acmix

@@ -107,7 +107,9 @@ int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, vo
 extern "C" {
 
 // Must equal the size that the caller has in mind, or the two are of different versions.
-EXPORT int64_t acmix_call_size() { return sizeof(acmix::Call); }
+EXPORT int64_t acmix_call_size() {
+    return sizeof(acmix::Call) + sizeof(acmix::Convolution);
+}
 
 EXPORT void acmix_set_pool(void* gomp_parallel) {
     acmix::pool = reinterpret_cast<acmix::GompParallel>(gomp_parallel);
@@ -128,18 +130,17 @@ EXPORT int acmix_best_isa() {
 }
 
 // 0: done; -1: out of memory; -2: this library lacks the instruction set.
-EXPORT int acmix_run(const acmix::Call* call, int isa) {
-    switch (isa) {
-        case 0:
-            return acmix::baseline::run(*call);
 #ifdef ACMIX_X86
-        case 1:
-            return acmix::avx2::run(*call);
-        case 2:
-            return acmix::avx512::run(*call);
+#define ACMIX_DISPATCH(FUNCTION)                                      \
+    isa == 0   ? acmix::baseline::FUNCTION(*call)                     \
+    : isa == 1 ? acmix::avx2::FUNCTION(*call)                         \
+    : isa == 2 ? acmix::avx512::FUNCTION(*call)                       \
+               : -2
+#else
+#define ACMIX_DISPATCH(FUNCTION) isa == 0 ? acmix::baseline::FUNCTION(*call) : -2
 #endif
-        default:
-            return -2;
-    }
+EXPORT int acmix_run(const acmix::Call* call, int isa) { return ACMIX_DISPATCH(run); }
+EXPORT int acmix_convolve(const acmix::Convolution* call, int isa) {
+    return ACMIX_DISPATCH(convolve);
 }
 }

@@ -2,8 +2,8 @@
 //
 // Window attention, for query p of one head, keys r(o) = stride * p + dilation * (o - k / 2):
 //     s_o = D^(-1/2) q_p . k_r(o),   P = softmax_o(s),   out_p = sum_o P_o v_r(o)
-// There is no position input: the position term q_p . (pe_p - pe_r) is folded into the keys by the
-// caller. q_p . pe_p is the same for all keys of p, the softmax drops it, and k_r - pe_r is a key.
+// The position term q_p . (pe_p - pe_r) is folded into the keys when they are copied: q_p . pe_p is
+// the same for all keys of p, the softmax drops it, and k_r - pe_r is a key.
 // Backward, with P recomputed from the saved log-sum-exp and dP_o = dout_p . v_r(o):
 //     dS_o = P_o (dP_o - sum_o' P_o' dP_o'),   dq_p = D^(-1/2) sum_o dS_o k_r(o)
 //     dk_r = D^(-1/2) sum_(p,o: r(o)=r) dS_o q_p,   dv_r = sum_(p,o: r(o)=r) P_o dout_p
@@ -21,90 +21,14 @@
 // Work: 2 * k² * D multiply-adds per query forward, 5 backward. Memory: scratch of the size of G
 // heads per thread, nothing else; dk and dv are summed per head by one thread in a fixed order, so
 // results do not depend on the number of threads.
-//
-// Compiled once per instruction set, with ACMIX_ISA as the namespace. Everything else lives in an
-// unnamed namespace and no std template is used: a shared inline function compiled for AVX-512
-// could otherwise be the copy that the linker keeps for all.
 
-#include <math.h>
-#include <string.h>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
-#include "acmix_cpu.h"
-
-#ifndef ACMIX_ISA
-#define ACMIX_ISA baseline
-#endif
-#define INLINE inline __attribute__((always_inline))
+#include "simd.h"
 
 namespace acmix {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kColumns = 7, kDepth = 8;  // 32 vector registers
-#else
-constexpr int kColumns = 4, kDepth = 4;
-#endif
-constexpr int kRows = 3;
+constexpr int kColumns = kManyRegisters ? 7 : 4, kDepth = kManyRegisters ? 8 : 4, kRows = 3;
 constexpr int64_t kTileBytes = 640 << 10;  // scratch of one tile, to stay in the second level cache
-
-INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Keeps a loaded vector in a register: GCC would rather load it again for each use, and the loads,
-// which cross cache lines, are what the two main loops are short of.
-#if defined(__AVX512F__)
-#define KEEP(v) asm("" : "+v"(v))
-#elif defined(__x86_64__)
-#define KEEP(v) asm("" : "+x"(v))
-#elif defined(__aarch64__)
-#define KEEP(v) asm("" : "+w"(v))
-#else
-#define KEEP(v)
-#endif
-
-// ---------------------------------------------------------------------------------- vectors
-
-template <typename T>
-struct Traits;
-template <>
-struct Traits<float> {
-    using Int = int32_t;
-    static constexpr int kMantissa = 23, kLogTerms = 6;
-    static constexpr float kMagic = 12582912.f, kLowest = -126.f;
-    static constexpr int32_t kHalf = 0x3f3504f3;  // sqrt(1/2)
-};
-template <>
-struct Traits<double> {
-    using Int = int64_t;
-    static constexpr int kMantissa = 52, kLogTerms = 12;
-    static constexpr double kMagic = 6755399441055744., kLowest = -1022.;
-    static constexpr int64_t kHalf = 0x3fe6a09e667f3bcd;
-};
-
-template <typename T>
-struct Simd {
-    static constexpr int kLanes = kVectorBytes / sizeof(T);
-    using Int = typename Traits<T>::Int;
-    typedef T V __attribute__((vector_size(kVectorBytes), may_alias));
-    typedef T U __attribute__((vector_size(kVectorBytes), may_alias, aligned(sizeof(T))));
-    typedef Int I __attribute__((vector_size(kVectorBytes), may_alias));
-    static INLINE V load(const T* p) { return *reinterpret_cast<const U*>(p); }
-    static INLINE void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
-    static INLINE V all(T x) { return V{} + x; }
-    static INLINE V larger(V a, V b) { return a > b ? a : b; }
-};
 
 // Polynomial of 2^f on [-1/2, 1/2]: interpolated at the Chebyshev points (3e-9) for float, Taylor
 // (5e-17) for double.
@@ -269,30 +193,6 @@ INLINE void scaled_copy(T* to, const T* from, int64_t n, T scale) {
         if (n % N != 0) move(n - N);
     }
 }
-
-#ifdef __has_builtin
-#if __has_builtin(__builtin_shufflevector)
-#define ACMIX_SHUFFLE 1
-#endif
-#endif
-
-#ifdef ACMIX_SHUFFLE
-template <int... I>
-struct Seq {};
-template <int N, int... I>
-struct MakeSeq : MakeSeq<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeSeq<0, I...> {
-    using type = Seq<I...>;
-};
-template <typename V, int... I>
-INLINE void zip(V& a, V& b, Seq<I...>) {
-    constexpr int n = sizeof...(I);
-    V low = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n)...);
-    b = __builtin_shufflevector(a, b, (n / 2 + I / 2 + (I % 2) * n)...);
-    a = low;
-}
-#endif
 
 // Transposes a square of lanes: log2(L) rounds that interleave row i with row i + L / 2.
 template <typename T>
@@ -643,18 +543,6 @@ Plan make_plan(const Call& call, bool backward) {
     return p;
 }
 
-// Hands out aligned pieces of a thread's scratch; with a null base it only counts.
-struct Arena {
-    char* base;
-    size_t used = 0;
-    template <typename T>
-    T* take(int64_t count) {
-        T* piece = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-        used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-        return piece;
-    }
-};
-
 // Input index of a padded position, or -1 outside the image.
 INLINE int64_t source_index(int64_t padded, int64_t pad, int64_t size, bool reflect) {
     int64_t i = padded - pad;
@@ -721,8 +609,23 @@ struct Kernel {
         }
     }
 
+    // What is taken off the keys, its lanes and scratch for one row.
+    struct Position {
+        Lanes lanes{};
+        T* row = nullptr;
+    };
+    bool has_position() const { return p.attention && call.position.data != nullptr; }
+    Position take_position(Arena& arena) const {
+        if (!has_position()) return {};
+        int64_t* table = arena.take<int64_t>(table_size(p.key_pitch));
+        T* row = arena.take<T>(call.depth * p.key_pitch);
+        if (arena.base == nullptr) return {};
+        return {key_lanes(call.position, table), row};
+    }
+
     // Padded rows [first, first + rows) of a map into scratch [row][d][key_pitch].
-    void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows) const {
+    void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
+                   const Position& minus = {}) const {
         int64_t row_size = call.depth * p.key_pitch;
         auto source = [&](int64_t r) {
             return source_index(first + r, p.pad, call.height, call.reflect);
@@ -734,6 +637,14 @@ struct Kernel {
             if (y < 0 || (inside != r && inside >= 0 && inside < rows)) continue;
             load_row(to + r * row_size, p.key_pitch, call.depth, data(map) + y * map.stride[3],
                      map.stride[2], lanes, T(1), map.stride[3]);
+            if (minus.row == nullptr) continue;
+            const Map& position = call.position;
+            load_row(minus.row, p.key_pitch, call.depth, data(position) + y * position.stride[3],
+                     position.stride[2], minus.lanes, T(1));
+            for (int64_t i = 0; i < row_size; i += L) {
+                T* at = to + r * row_size + i;
+                S::store(at, S::load(at) - S::load(minus.row + i));
+            }
         }
         for (int64_t r = 0; r < rows; r++) {
             int64_t y = source(r), inside = y + p.pad - first;
@@ -859,6 +770,8 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
     int64_t* table = arena.take<int64_t>(table_size(max_of(p.lanes, p.key_pitch)));
     int64_t* offsets = arena.take<int64_t>(2 * call.kernel);
     Step* steps = arena.take<Step>(kRows * p.key_step + call.kernel);
+    x0 = tile % p.tiles_x * p.tile_w;
+    Position position = take_position(arena);
     if (sizes != nullptr) {
         *sizes = arena;
         return;
@@ -866,14 +779,13 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
     const Map& value_map = call.map[p.attention ? 2 : 0];
     const Map& out_map = call.map[p.attention ? 3 : 2];
     int64_t y0 = tile / p.tiles_x * p.tile_h, rows = min_of(p.tile_h, p.out_h - y0);
-    x0 = tile % p.tiles_x * p.tile_w;
     int64_t width = min_of(p.tile_w, p.out_w - x0);
     int64_t key_rows = (rows - 1) * call.stride + 2 * p.pad + 1, first = y0 * call.stride;
     column_offsets(offsets);
     if (cuts) column_mask(mask, width);
     load_keys(values, value_map, key_lanes(value_map, table), first, key_rows);
     if (p.attention) {
-        load_keys(keys, call.map[1], key_lanes(call.map[1], table), first, key_rows);
+        load_keys(keys, call.map[1], key_lanes(call.map[1], table), first, key_rows, position);
         Lanes lanes = query_lanes(call.map[0], table, width, call.stride);
         const Map& map = call.map[0];
         // With log2(e) in the scale, the softmax is one of powers of two.
@@ -881,7 +793,7 @@ void Kernel<T>::forward(int64_t tile, void* scratch, Arena* sizes) {
         for (int64_t r = 0; r < rows; r++) {
             load_row(q + r * depth * p.query_pitch, p.query_pitch, depth,
                      data(map) + (y0 + r) * call.stride * map.stride[3], map.stride[2], lanes,
-                     scale);
+                     scale, call.stride * map.stride[3]);
         }
     }
     int64_t* w_offset = offsets + call.kernel;
@@ -1060,6 +972,7 @@ void Kernel<T>::backward(void* scratch, Arena* sizes) {
     int64_t* table = arena.take<int64_t>(6 * table_size(max_of(p.lanes, p.key_pitch)));
     int64_t* offsets = arena.take<int64_t>(3 * call.kernel);
     Step* steps = arena.take<Step>(max_of(p.tile_h, kRows * p.key_step + call.kernel));
+    Position position = take_position(arena);
     if (sizes != nullptr) {
         *sizes = arena;
         return;
@@ -1098,16 +1011,16 @@ void Kernel<T>::backward(void* scratch, Arena* sizes) {
         int64_t rows = min_of(p.tile_h, p.out_h - y0), first = y0 * call.stride;
         int64_t key_rows = (rows - 1) * call.stride + 2 * p.pad + 1;
         load_keys(values, value_map, value_lanes, first, key_rows);
-        if (p.attention) load_keys(keys, call.map[1], key_lane, first, key_rows);
+        if (p.attention) load_keys(keys, call.map[1], key_lane, first, key_rows, position);
         for (int64_t r = 0; r < rows; r++) {
             load_row(grad + r * row_size + p.margin, pitch, depth,
                      data(grad_map) + (y0 + r) * grad_map.stride[3], grad_map.stride[2],
-                     grad_lanes, T(1));
+                     grad_lanes, T(1), grad_map.stride[3]);
             if (p.attention) {
                 const Map& map = call.map[0];
                 load_row(q + r * row_size + p.margin, pitch, depth,
                          data(map) + (y0 + r) * call.stride * map.stride[3], map.stride[2],
-                         q_lanes, kLog2e * scale);
+                         q_lanes, kLog2e * scale, call.stride * map.stride[3]);
             } else {
                 load_row(s + r * s_size + p.margin, pitch, p.taps,
                          data(weight_map) + (y0 + r) * weight_map.stride[3],

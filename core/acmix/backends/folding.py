@@ -1,0 +1,21 @@
+"""The layer over the maps folded into the kernels that follow it."""
+
+import torch
+from torch import Tensor
+
+
+def fold(kernels: Tensor, fc_weight: Tensor) -> Tensor:
+    """Kernels that read the maps themselves, (C, maps, k_c, k_c).
+
+    Args:
+        kernels: (C, taps, k_c, k_c).
+        fc_weight: (taps, maps).
+    """
+    folded = torch.einsum("ciyx,ij->cjyx", widened(kernels), widened(fc_weight))
+    return folded.to(kernels.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """In a wider dtype: weights are small, and their products then round once, at the end."""
+    wide = torch.float64 if x.dtype == torch.float32 else torch.float32
+    return x.to(torch.promote_types(wide, x.dtype))

@@ -1,0 +1,107 @@
+"""The compiled convolution path.
+
+Maps are channels last for the kernels, whatever the memory format of the call.
+"""
+
+import torch
+from torch import Tensor
+
+from acmix import ops
+from acmix.geometry import output_size
+from acmix.native import library
+from acmix.native.windows import computable
+
+# Scratch of one unit of work, to stay in the second level cache.
+_BAND_BYTES = 512 << 10
+_VECTOR_BYTES = 64
+
+
+def convolution_forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+    """Kernel of ``acmix::convolution``."""
+    out = convolve(channels_last(computable(maps)), layer, kernels, stride).to(maps.dtype)
+    return out if ops.is_channels_last(maps) else out.contiguous()
+
+
+def convolution_backward(
+    grad: Tensor, maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Kernel of ``acmix::convolution_backward``; without a layer its gradient is empty."""
+    x = channels_last(computable(maps))
+    batch, count, depth, height, width = x.shape
+    dx = x.new_empty((batch, height, width, count, depth)).permute(0, 3, 4, 1, 2)
+    grads = convolve_backward(computable(grad), x, layer, kernels, stride, dx, add=False)
+    dx = dx.to(maps.dtype)
+    return dx if ops.is_channels_last(maps) else dx.contiguous(), *grads
+
+
+def convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+    """The path of channels-last maps, (B, D * N, H', W'), channels last."""
+    batch, count, depth, height, width = x.shape
+    size = output_size(height, width, stride)
+    out = x.new_empty((batch, *size, kernels.shape[0]))
+    weights = _by_output(kernels, x)
+    row = stride * weights.shape[1] * (width + kernels.shape[-1])
+    # Enough units for all threads; the result does not depend on them.
+    share = size[0] * batch * depth * x.itemsize // (2 * torch.get_num_threads() * _VECTOR_BYTES)
+    library.load().convolve(
+        {"in": x, "out": out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2)},
+        None if layer is None else layer.to(x.dtype).contiguous(),
+        weights,
+        stride=stride,
+        band=_even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share)),
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def convolve_backward(
+    grad: Tensor,
+    x: Tensor,
+    layer: Tensor | None,
+    kernels: Tensor,
+    stride: int,
+    dx: Tensor,
+    *,
+    add: bool,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of channels-last maps to ``dx``, or add it; return the weights'."""
+    depth, height, width = x.shape[2:]
+    weights = _by_output(kernels, x)
+    outs, inputs, size, _, _ = weights.shape
+    g = grad.permute(0, 2, 3, 1).contiguous().unflatten(3, (depth, outs))
+    columns = (inputs + outs) * (width + size)
+    if layer is not None:
+        columns += (inputs + layer.shape[1]) * width
+    band = _even(height, _BAND_BYTES // (columns * _VECTOR_BYTES))
+    summands = len(x) * -(-height // band)
+    dkernels = weights.new_empty((summands, *weights.shape))
+    dlayer = None if layer is None else weights.new_empty((summands, *layer.shape, depth))
+    library.load().convolve(
+        {"in": x, "out": g.permute(0, 4, 3, 1, 2), "grad_in": dx},
+        None if layer is None else layer.to(x.dtype).contiguous(),
+        weights,
+        stride=stride,
+        band=band,
+        grads=(dlayer, dkernels),
+        add=add,
+    )
+    dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
+    dlayer = kernels.new_empty(0) if layer is None else dlayer.sum((0, 3)).to(layer.dtype)
+    return dlayer, dkernels.to(kernels.dtype)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, maps, D, H, W) with the channels of a map as neighbours in memory."""
+    if x.stride(2) == 1 or x.shape[2] == 1:
+        return x
+    return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+
+
+def _by_output(kernels: Tensor, x: Tensor) -> Tensor:
+    """(D * N, maps, k, k) as (N, maps, k, k, D): neighbouring channels are vector lanes."""
+    return kernels.to(x.dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0).contiguous()
+
+
+def _even(rows: int, most: int) -> int:
+    """Size of the equal bands, of at most ``most`` rows and at least one, that ``rows`` make."""
+    bands = -(-rows // max(most, 1))
+    return -(-rows // max(bands, 1))
