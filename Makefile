@@ -1,9 +1,11 @@
 include ci/venv.mk
+include ci/mmcv.mk
 .DEFAULT_GOAL := help
 
 .PHONY: help install test test-fast lint format tables check-tables info bench clean
 help:
 	@echo "make install       everything into .venv, pinned"
+	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
 	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
 	@echo "make lint          style and format check; 'make format' mends"
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"

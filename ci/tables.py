@@ -12,60 +12,77 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = ("resnet", "san", "pvt", "swin")
-BEGIN = "<!-- models: made from metafile.yml by `make tables` -->"
-END = "<!-- /models -->"
-HEAD = (
-    "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
-    "| top-1 (%): paper | trained here | config |\n|---|---|---|---|---|---|"
-)
+# A table for each section of a metafile.
+HEADS = {
+    "Models": "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
+    "| top-1 (%): paper | trained here | config |\n|---|---|---|---|---|---|",
+    "Downstream": "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
+    "| score: paper | trained here | config |\n|---|---|---|---|---|---|",
+}
 
 
-def read_models(project: str) -> list[dict]:
-    """The models of a project's metafile.
+def read_section(project: str, section: str) -> list[dict]:
+    """The entries of a section of a project's metafile.
 
     Raises:
         SystemExit: A config that the metafile names is not there.
     """
-    models = yaml.safe_load((ROOT / project / "metafile.yml").read_text())["Models"]
-    for model in models:
-        if not (ROOT / project / model["Config"]).is_file():
-            sys.exit(f"error: {project}/metafile.yml: config {model['Config']} not found")
-    return models
+    entries = yaml.safe_load((ROOT / project / "metafile.yml").read_text())[section]
+    for entry in entries:
+        if not (ROOT / project / entry["Config"]).is_file():
+            sys.exit(f"error: {project}/metafile.yml: config {entry['Config']} not found")
+    return entries
 
 
-def render(projects: tuple[str, ...], prefix: bool) -> str:
+def render(section: str, projects: tuple[str, ...], prefix: bool) -> str:
     """The table of these projects; with ``prefix`` links start at the repository's root."""
-    rows = [HEAD]
+    rows = [HEADS[section]]
     for project in projects:
-        rows += [_row(model, f"{project}/" if prefix else "") for model in read_models(project)]
+        folder = f"{project}/" if prefix else ""
+        rows += [_row(entry, folder) for entry in read_section(project, section)]
     return "\n".join(rows)
 
 
-def _row(model: dict, folder: str) -> str:
-    counted, paper = model["Metadata"], model["Paper"]
-    weights = "released weights load" if model["Released Weights"] else "no weights exist"
+def _row(entry: dict, folder: str) -> str:
+    counted, paper = entry["Metadata"], entry["Paper"]
+    size = "at {}×{} ".format(*counted["Size"]) if "Size" in counted else ""
     cells = [
-        model["Name"],
-        f"{counted['Parameters']:,} / {paper['Parameters']}",
-        f"{counted['FLOPs'] / 1e9:.2f} / {paper['FLOPs']}",
-        str(paper["Top 1 Accuracy"]),
-        f"not trained here; {weights}",
-        f"[config]({folder}{model['Config']})",
+        entry["Name"],
+        f"{counted['Parameters']:,} / {paper.get('Parameters', 'not given')}",
+        f"{size}{counted['FLOPs'] / 1e9:.{1 if size else 2}f} / {paper['FLOPs']}",
+        _score(entry),
+        "not trained here" + _weights(entry),
+        f"[config]({folder}{entry['Config']})",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def replace_table(text: str, table: str, name: str) -> str:
-    """The text with the table between its marks.
+def _score(entry: dict) -> str:
+    if "Data" not in entry:
+        return str(entry["Paper"]["Top 1 Accuracy"])
+    metric = "box mAP" if entry["Data"] == "COCO" else "mIoU"
+    return f"{entry['Data']} {metric} {entry['Paper'][metric]}"
+
+
+def _weights(entry: dict) -> str:
+    if "Released Weights" not in entry:
+        return ""
+    return "; released weights load" if entry["Released Weights"] else "; no weights exist"
+
+
+def replace_table(text: str, section: str, table: str, name: str) -> str:
+    """The text with the table between the marks of its section.
 
     Raises:
         SystemExit: The text has no marks.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        sys.exit(f"error: {name}: needs one '{BEGIN}' and one '{END}'")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    begin = f"<!-- {section.lower()}: made from metafile.yml by `make tables` -->"
+    end = f"<!-- /{section.lower()} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        sys.exit(f"error: {name}: needs one '{begin}' and one '{end}'")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def main() -> None:
@@ -73,12 +90,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the tables")
     write = parser.parse_args().write
-    tables = {ROOT / "README.md": render(PROJECTS, prefix=True)}
-    tables |= {ROOT / p / "README.md": render((p,), prefix=False) for p in PROJECTS}
+    readmes = {ROOT / "README.md": PROJECTS}
+    readmes |= {ROOT / project / "README.md": (project,) for project in PROJECTS}
     stale = []
-    for path, table in tables.items():
-        old = path.read_text()
-        new = replace_table(old, table, str(path.relative_to(ROOT)))
+    for path, projects in readmes.items():
+        old = new = path.read_text()
+        for section in HEADS:
+            table = render(section, projects, prefix=projects is PROJECTS)
+            new = replace_table(new, section, table, str(path.relative_to(ROOT)))
         if write:
             path.write_text(new)
         elif new != old:

@@ -1,11 +1,16 @@
 """Helpers that tests of several packages share."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -17,6 +22,28 @@ def golden(name: str):
     if not path.is_file():
         pytest.skip(f"golden tensors of the released code are not at hand ({name})")
     return torch.load(path, weights_only=True)
+
+
+def build_model(config: Path) -> nn.Module:
+    """The model of a config file, in the scope of its library."""
+    cfg = Config.fromfile(config)
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+        return registry.build(cfg.model)
+
+
+def run_tool(project, tool, *arguments, cwd, check=True, processes=1):
+    """Run ``tools/<tool>.py`` of a project as a user does, without a GPU."""
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launch, ROOT / project / "tools" / f"{tool}.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
 
 
 def gradients(function: Callable, *inputs, **options) -> tuple[Tensor, list[Tensor | None]]:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import yaml
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
 from torch import nn
 
 from acmix.complexity import count_multiply_adds, count_parameters
@@ -93,6 +95,37 @@ def test_frozen_stages_have_no_gradient(family, frozen):
     assert not any(layer.training for layer in stopped)
     # Stage 0 of a ResNet is its stem, which has no ACmix layer.
     assert stopped or frozen == 0
+
+
+def test_stages_are_frozen_before_a_parallel_wrapper_looks(family):
+    backbone = family.build(frozen_stages=1)
+    before = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    backbone.train()
+    assert before == {name for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+def test_a_classifiers_checkpoint_starts_a_backbone_of_maps(family, tmp_path, caplog):
+    classifier = family.build()
+    weights = {f"backbone.{name}": w for name, w in classifier.state_dict().items()}
+    torch.save({"state_dict": weights | {"head.fc.weight": torch.zeros(3, 3)}}, tmp_path / "c.pth")
+    pretrained = dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth"))
+    backbone = family.build(out_indices=family.every_stage, init_cfg=pretrained)
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    backbone.init_weights()
+    logger.removeHandler(caplog.handler)
+    assert "In the file, but not used: " in caplog.text
+    assert "head.fc.weight" in caplog.text
+    own = backbone.state_dict()
+    for name, weight in classifier.state_dict().items():
+        assert torch.equal(own[name], weight), name
+
+
+@pytest.mark.parametrize("scope", ["mmpretrain", "mmdet", "mmseg", None])
+def test_every_scope_finds_the_backbone(family, scope):
+    name = type(family.build()).__name__
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        assert registry.get(name) is type(family.build())
 
 
 def test_drop_path_rate_acts_in_training_only(family):

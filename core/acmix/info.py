@@ -17,13 +17,17 @@ OPS = (
     "convolution_path",
     "window_attention",
 )
+PACKAGES = (
+    *("torch", "numpy", "torchvision", "mmengine", "mmcv", "mmcv-lite"),
+    *("mmpretrain", "mmdet", "mmsegmentation"),
+)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def versions() -> list[str]:
     """One line for each package and for the machine."""
     lines = [f"acmix {acmix.__version__}", f"python {platform.python_version()}"]
-    for name in ("torch", "numpy", "torchvision", "mmengine", "mmcv", "mmcv-lite", "mmpretrain"):
+    for name in PACKAGES:
         try:
             lines.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

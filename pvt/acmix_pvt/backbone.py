@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
+from mmengine.registry import MODELS
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -208,6 +208,7 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
         if out_type == "cls_token":
             self.norm = nn.LayerNorm(dim, eps=1e-6)
         self._register_load_state_dict_pre_hook(self._fit_position_embeddings)
+        self.train()  # frozen before a wrapper for several processes looks
 
     def init_weights(self) -> None:
         """Initialise, position embeddings and class token too."""

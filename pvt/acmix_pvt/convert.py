@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from acmix.mm.weights import Conversion
+from acmix.mm.weights import Conversion, rename_weights
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
@@ -17,7 +17,7 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names; for a plain PVT also the names that stay at their start.
     """
-    weights = {_rename(name): weight for name, weight in state_dict.items()}
+    weights = rename_weights(state_dict, _rename)
     return Conversion.recognise(weights, "PVT's names", "attn")
 
 

@@ -1,8 +1,8 @@
 """ResNet whose every 3×3 convolution is an ACmix layer."""
 
+from mmengine.registry import MODELS
 from mmpretrain.models import ResNet
 from mmpretrain.models.backbones.resnet import Bottleneck, ResLayer
-from mmpretrain.registry import MODELS
 
 from acmix import ACmix2d
 from acmix.errors import InputError

@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from acmix.mm.weights import Conversion
+from acmix.mm.weights import Conversion, rename_weights
 
 # The 3×3 convolution of a plain bottleneck; ours is a module of that name.
 _CONV3X3 = re.compile(r"^(backbone\.layer\d+\.\d+\.conv2\.)weight$")
@@ -29,7 +29,7 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names, with the names that stay at their start and those left over.
     """
-    weights = {_rename(name): weight for name, weight in state_dict.items()}
+    weights = rename_weights(state_dict, _rename)
     plain = [name for name in weights if _CONV3X3.match(name)]
     if not plain:
         return Conversion(weights, "ACmix")
@@ -44,6 +44,4 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
 
 
 def _rename(name: str) -> str:
-    if name.startswith(("backbone.", "head.")):
-        return name
-    return re.sub(r"^fc\.", "head.fc.", name) if name.startswith("fc.") else f"backbone.{name}"
+    return f"head.{name}" if name.startswith("fc.") else f"backbone.{name}"

@@ -2,9 +2,9 @@
 
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -135,6 +135,7 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
             setattr(self, f"layer{stage}", nn.Sequential(*layer))
             before = width
         self.stages = len(widths)
+        self.train()  # frozen before a wrapper for several processes looks
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The maps of ``out_indices``."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from acmix.mm.weights import Conversion
+from acmix.mm.weights import Conversion, rename_weights
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
@@ -17,11 +17,9 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names; for a plain SAN also the names that stay at their start.
     """
-    weights = {_rename(name): weight for name, weight in state_dict.items()}
+    weights = rename_weights(state_dict, _rename)
     return Conversion.recognise(weights, "SAN's names", "sam")
 
 
 def _rename(name: str) -> str:
-    if name.startswith(("backbone.", "head.")):
-        return name
     return f"head.{name}" if name.startswith("fc.") else f"backbone.{name}"

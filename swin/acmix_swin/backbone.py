@@ -4,9 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 from mmpretrain.models import SwinTransformer
 from mmpretrain.models.utils import ShiftWindowMSA
-from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from acmix import WindowACmix
@@ -109,6 +109,7 @@ class ACmixSwinTransformer(ACmixBackbone, SwinTransformer):
         for stage in self.stages:
             for block in stage.blocks:
                 block.attn = ShiftWindowACmix.replacing(block.attn, **acmix)
+        self.train()  # frozen before a wrapper for several processes looks
 
     def _prepare_relative_position_bias_table(
         self, state_dict: dict[str, Tensor], prefix: str, *args, **kwargs

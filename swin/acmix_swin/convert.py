@@ -1,7 +1,7 @@
 """Names of Swin weights: the authors' release, plain Swin of three origins, and our own."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ _TORCHVISION = [
     (r"\.mlp\.0\.", ".ffn.layers.0.0."),
     (r"\.mlp\.3\.", ".ffn.layers.1."),
 ]
+_STAGE = re.compile(r"(?:backbone\.)?stages\.(\d+)\.")
 # Buffers that follow from the sizes; the model makes its own.
 _DERIVED = re.compile(r"\.(attn_mask|relative_position_index)$")
 
@@ -38,7 +39,8 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
         state_dict: Weights, name to tensor.
 
     Returns:
-        Weights under our names; for a plain Swin also the names that stay at their start.
+        Weights under our names, and the names that stay at their start: norms of the earlier
+        stages' maps, which a classifier lacks, and for a plain Swin the convolution path.
     """
     weights = {n: w for n, w in state_dict.items() if not _DERIVED.search(n)}
     if "features.0.0.weight" in weights:
@@ -46,17 +48,28 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     elif "patch_embed.proj.weight" in weights:
         weights, origin = _rename(weights, _released_name), "Microsoft's names"
     elif any(name.startswith("stages.") for name in weights):
-        return Conversion.recognise(_rename(weights, lambda name: name), "own names", "w_msa")
+        return _recognise(_rename(weights, lambda name: name), "own names")
     else:
-        return Conversion.recognise(weights, "own names", "w_msa")
-    return Conversion.recognise(_reorder_patch_merging(weights), origin, "w_msa")
+        return _recognise(weights, "own names")
+    return _recognise(_reorder_patch_merging(weights), origin)
+
+
+def _recognise(weights: dict[str, Tensor], origin: str) -> Conversion:
+    conversion = Conversion.recognise(weights, origin, "w_msa")
+    kinds = ("weight", "bias")
+    norms = [f"backbone.norm{i}.{kind}" for i in range(_last_stage(weights)) for kind in kinds]
+    conversion.fresh += [name for name in norms if name not in weights]
+    return conversion
+
+
+def _last_stage(names: Iterable[str]) -> int:
+    return max((int(m[1]) for n in names if (m := _STAGE.match(n))), default=0)
 
 
 def _rename(weights: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
     """Rename, put backbone weights under ``backbone.``, the head and last norm in their place."""
     names = {name: rename(name) for name in weights}
-    stages = [int(m[1]) for n in names.values() if (m := re.match(r"stages\.(\d+)\.", n))]
-    last = f"norm{max(stages, default=0)}."
+    last = f"norm{_last_stage(names.values())}."
     out = {}
     for name, new in names.items():
         if new.startswith("head."):

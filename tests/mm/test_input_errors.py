@@ -54,6 +54,26 @@ def test_missing_data_folder(capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("No module named 'mmcv._ext'", "mmcv._ext"),
+        ("No module named 'mmdet'", "mmdet"),
+        ("mmsegmentation is not installed, please install it manually", "mmsegmentation"),
+        ("/lib/mmcv/_ext.cpython-311.so: undefined symbol: _ZN3c10", "mmcv/_ext"),
+    ],
+)
+def test_what_detection_needs_comes_with_a_command(text, name, monkeypatch, capsys):
+    def fail(path):
+        raise ImportError(text)
+
+    monkeypatch.setattr("mmengine.config.Config.fromfile", fail)
+    assert message(cli.train, DIGITS, capsys=capsys) == (
+        f"{name} can't be imported, which detection and segmentation need; "
+        "run 'make mmcv' in the repository's root"
+    )
+
+
 def test_mixed_precision_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert message(cli.train, DIGITS, "--amp", capsys=capsys).startswith("--amp: mixed precision")

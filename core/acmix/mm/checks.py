@@ -1,36 +1,48 @@
 """Checks of data and settings that run before any work is lost."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from torch import nn
 from torch.utils.data import Dataset
 
 from acmix.errors import InputError
 from acmix.suggest import did_you_mean
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+NAME_CATEGORIES = "give the names of its categories as metainfo.classes of the data set"
+# A region proposal network tells objects from background, whatever the classes.
+_HEAD = re.compile(r"(^|\.)(?!rpn_)\w*head(\.\d+)?$")
 
 
 def apply_data_root(cfg: Config) -> None:
-    """Give the top-level ``data_root`` of a config to each of its data sets."""
+    """Give the top-level ``data_root`` of a config to each of its data sets.
+
+    An evaluator with an annotation file takes that of its data set.
+    """
     root = cfg.get("data_root")
-    for _, dataset in _datasets(cfg):
+    for name, dataset in _datasets(cfg):
         if root is not None:
             dataset.data_root = str(root)
+        evaluators = cfg.get(name.replace("dataloader", "evaluator")) or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if "ann_file" in evaluator:
+                evaluator.ann_file = str(Path(dataset.get("data_root") or "", dataset.ann_file))
 
 
 def check_data_folders(cfg: Config, loaders: tuple[str, ...] = _LOADERS) -> None:
-    """Raise ``InputError`` for the first data folder of the config that is not there."""
+    """Raise ``InputError`` for the first data folder or annotation file that is not there."""
     for name, dataset in _datasets(cfg, loaders):
-        folder = _image_folder(dataset)
-        if folder is not None and not folder.is_dir():
-            raise InputError(
-                f"{name}: data folder {folder} not found{_near(folder)}; "
-                "give the folder that holds train/ and val/ with --cfg-options data_root=..."
-            )
+        for kind, path in _needed(dataset):
+            if not path.exists():
+                raise InputError(
+                    f"{name}: {kind} {path} not found{_near(path)}; give the folder that holds "
+                    f"{_tops(cfg)} with --cfg-options data_root=..."
+                )
 
 
 def fill_class_count(cfg: Config) -> None:
@@ -52,7 +64,7 @@ def fill_class_count(cfg: Config) -> None:
 
 @HOOKS.register_module()
 class ClassCountHook(Hook):
-    """Refuses data whose classes are not those of the classification head."""
+    """Refuses data whose classes are not those of the model's heads."""
 
     def before_train(self, runner) -> None:
         """Check the training and validation data."""
@@ -65,19 +77,26 @@ class ClassCountHook(Hook):
         _check_classes(runner.model, runner.test_dataloader.dataset, "test")
 
 
-def _check_classes(model, dataset: Dataset, role: str) -> None:
-    head = getattr(getattr(model, "module", model), "head", None)
-    expected = getattr(head, "num_classes", None)
-    metainfo = getattr(dataset, "metainfo", None) or {}
-    if expected is None or not hasattr(dataset, "get_gt_labels"):
+def _check_classes(model: nn.Module, dataset: Dataset, role: str) -> None:
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
+    if not classes and not hasattr(dataset, "get_gt_labels"):
         return
-    classes = metainfo.get("classes")
     found = len(classes) if classes else int(max(dataset.get_gt_labels())) + 1
-    differs = found != expected if classes else found > expected
-    if differs:
+    for name, head in getattr(model, "module", model).named_modules():
+        expected = getattr(head, "num_classes", None)
+        if expected is None or not _HEAD.search(name):
+            continue
+        if found != expected if classes else found > expected:
+            raise InputError(
+                f"model.{name}.num_classes={expected}: the {role} data have {found} classes; "
+                f"set model.{name}.num_classes={found} with --cfg-options or give other data"
+            )
+    # COCO's reader passes over objects of all other categories.
+    known = getattr(dataset, "cat_ids", classes)
+    if classes and len(known) != len(classes):
         raise InputError(
-            f"model.head.num_classes={expected}: the {role} data have {found} classes; "
-            f"set model.head.num_classes={found} with --cfg-options or give other data"
+            f"{dataset.ann_file}: names {len(known)} of the {len(classes)} classes of the {role} "
+            f"data; {NAME_CATEGORIES}"
         )
 
 
@@ -90,14 +109,33 @@ def _datasets(cfg: Config, loaders: tuple[str, ...] = _LOADERS) -> Iterator[tupl
             yield name, dataset
 
 
-def _image_folder(dataset: dict) -> Path | None:
+def _image_folder(dataset: dict) -> Path:
+    return next(path for kind, path in _needed(dataset) if kind == "data folder")
+
+
+def _needed(dataset: dict) -> list[tuple[str, Path]]:
+    """Kind and path of what a data set reads, as far as it is in a local folder."""
     root = dataset.get("data_root")
     if not root or "://" in root:
-        return None
+        return []
+    return [(kind, Path(root).expanduser() / part) for kind, part in _parts(dataset)]
+
+
+def _parts(dataset: dict) -> list[tuple[str, str]]:
+    """Kind and path below ``data_root`` of what a data set reads."""
     prefix = dataset.get("data_prefix") or dataset.get("split") or ""
-    if isinstance(prefix, dict):
-        prefix = prefix.get("img_path", "")
-    return Path(root).expanduser() / prefix
+    folders = prefix.values() if isinstance(prefix, dict) else [prefix]
+    parts = [("data folder", folder) for folder in folders]
+    if dataset.get("ann_file"):
+        parts.append(("annotation file", dataset["ann_file"]))
+    return parts
+
+
+def _tops(cfg: Config) -> str:
+    """The folders that a data root is known by: ``train/ and val/``."""
+    parts = [part for _, dataset in _datasets(cfg) for _, part in _parts(dataset)]
+    *most, last = dict.fromkeys(f"{Path(part).parts[0]}/" for part in parts if part) or ["the data"]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _near(path: Path) -> str:

@@ -1,4 +1,8 @@
-"""The training and testing commands of every project: MMPretrain's flags, plain error messages."""
+"""The training and testing commands of every project: MMPretrain's flags, plain error messages.
+
+They serve classifiers, MMDetection's detectors and MMSegmentation's segmentors; what differs is
+looked up by the config's ``default_scope``.
+"""
 
 import argparse
 import errno
@@ -15,9 +19,30 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.evaluator import DumpResults
 
 from acmix.errors import InputError
-from acmix.mm.checks import apply_data_root, check_data_folders, fill_class_count
+from acmix.mm.checks import (
+    NAME_CATEGORIES,
+    apply_data_root,
+    check_data_folders,
+    fill_class_count,
+)
 from acmix.mm.runner import ACmixRunner
 from acmix.suggest import did_you_mean
+
+# How the score that chooses the best checkpoint is printed.
+_SCORES = {
+    "accuracy/top1": "top-1 {:.2f} %",
+    "coco/bbox_mAP": "box mAP {:.3f}",
+    "mIoU": "mIoU {:.2f} %",
+}
+_TTA_MODELS = {
+    "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
+    "mmdet": dict(
+        type="DetTTAModel",
+        tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
+    ),
+}
+# What only the full mmcv and the packages on top of it bring.
+_DOWNSTREAM = re.compile(r"\b(mmdet|mmseg(mentation)?|mmcv[./](ops|_ext)|pycocotools|ftfy)\b")
 
 
 def train(project: Path, argv: Sequence[str] | None = None) -> None:
@@ -61,6 +86,7 @@ def _train(project: Path, argv: Sequence[str] | None) -> None:
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     _set_loader_defaults(cfg, args)
+    _check_start(cfg)
     runner = _build_runner(cfg, ("train_dataloader", "val_dataloader"))
     runner.train()
     _print_result(runner)
@@ -75,13 +101,7 @@ def _test(project: Path, argv: Sequence[str] | None) -> None:
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:
-        cfg.default_hooks.visualization.update(
-            enable=True,
-            show=args.show,
-            wait_time=args.wait_time,
-            out_dir=args.show_dir,
-            interval=args.interval,
-        )
+        _draw_predictions(cfg, args)
     if args.tta:
         _add_flip_augmentation(cfg)
     _set_loader_defaults(cfg, args)
@@ -146,7 +166,9 @@ def _test_parser() -> argparse.ArgumentParser:
     parser.add_argument("--show-dir", help="folder for pictures of predictions")
     parser.add_argument("--interval", type=int, default=1, help="show every n-th sample")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds a window stays")
-    parser.add_argument("--tta", action="store_true", help="average over horizontal flips")
+    parser.add_argument(
+        "--tta", action="store_true", help="average over horizontal flips, or the config's variants"
+    )
     return parser
 
 
@@ -167,6 +189,11 @@ def _load_config(project: Path, args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _scope(cfg: Config) -> str:
+    """The library whose models and hooks the config names."""
+    return cfg.get("default_scope", "mmpretrain")
+
+
 def _find_config(project: Path, path: Path) -> Path:
     for candidate in (path, project / path):
         if candidate.is_file():
@@ -184,6 +211,19 @@ def _build_runner(cfg: Config, loaders: tuple[str, ...]) -> ACmixRunner:
     fill_class_count(cfg)
     _check_checkpoint(cfg)
     return ACmixRunner.from_cfg(cfg)
+
+
+def _check_start(cfg: Config) -> None:
+    """Refuse to freeze random weights, which no training mends."""
+    backbone = cfg.model.get("backbone", {})
+    if cfg.get("load_from") or cfg.get("resume") or backbone.get("init_cfg"):
+        return
+    if backbone.get("frozen_stages", -1) >= 0 or backbone.get("norm_eval"):
+        raise InputError(
+            "load_from=None: the backbone has frozen stages or batch statistics, so it must start "
+            "from an ImageNet checkpoint; give one with --cfg-options load_from=..., or train all "
+            "of it with model.backbone.frozen_stages=-1 model.backbone.norm_eval=False"
+        )
 
 
 def _check_checkpoint(cfg: Config) -> None:
@@ -212,35 +252,54 @@ def _set_loader_defaults(cfg: Config, args: argparse.Namespace) -> None:
         loader = cfg.get(name)
         if loader is None:
             continue
+        workers = loader.get("num_workers", 0) > 0
         loader.setdefault("pin_memory", torch.cuda.is_available())
-        loader.setdefault("persistent_workers", loader.get("num_workers", 0) > 0)
-        loader.setdefault("collate_fn", ConfigDict(type="default_collate"))
+        loader.persistent_workers = loader.get("persistent_workers", True) and workers
+        if _scope(cfg) == "mmpretrain":
+            loader.setdefault("collate_fn", ConfigDict(type="default_collate"))
         if args.no_pin_memory:
             loader.pin_memory = False
         if getattr(args, "no_persistent_workers", False):
             loader.persistent_workers = False
 
 
+def _draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Switch the drawing hook on, under the names that each library has for it."""
+    hook = cfg.default_hooks.visualization
+    hook.update(show=args.show, wait_time=args.wait_time, interval=args.interval)
+    hook["enable" if _scope(cfg) == "mmpretrain" else "draw"] = True
+    if args.show_dir is None:
+        return
+    folder = str(Path(args.show_dir).absolute())
+    if _scope(cfg) == "mmseg":
+        cfg.visualizer.save_dir = folder
+    else:
+        hook["test_out_dir" if _scope(cfg) == "mmdet" else "out_dir"] = folder
+
+
 def _add_flip_augmentation(cfg: Config) -> None:
-    pipeline = cfg.test_dataloader.dataset.pipeline
+    if "mask_head" in cfg.model.get("roi_head", {}):
+        raise InputError("--tta: masks of flipped images can't be merged; leave it out here")
     if "tta_model" not in cfg:
-        cfg.tta_model = dict(type="mmpretrain.AverageClsScoreTTA")
+        cfg.tta_model = _TTA_MODELS[_scope(cfg)]
     if "tta_pipeline" not in cfg:
+        *steps, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
+        if "meta_keys" in pack:
+            pack.meta_keys = (*pack.meta_keys, "flip", "flip_direction")
         flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
-        cfg.tta_pipeline = deepcopy(pipeline[:-1])
-        cfg.tta_pipeline.append(dict(type="TestTimeAug", transforms=[flips, [pipeline[-1]]]))
+        cfg.tta_pipeline = [*steps, dict(type="TestTimeAug", transforms=[flips, [pack]])]
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def _print_result(runner: ACmixRunner) -> None:
     """The last and the best score and where its weights are, for a person at the terminal."""
-    hub, score = runner.message_hub, "val/accuracy/top1"
-    best = hub.runtime_info.get("best_ckpt")
-    if runner.rank == 0 and best and score in hub.log_scalars:
-        last = hub.get_scalar(score).current()
-        print(f"top-1 {last:.2f} % after the last epoch")
-        print(f"best top-1 {hub.get_info('best_score'):.2f} %, weights in {best}")
+    hub, best = runner.message_hub, runner.message_hub.runtime_info.get("best_ckpt")
+    for score, text in _SCORES.items():
+        if runner.rank == 0 and best and f"val/{score}" in hub.log_scalars:
+            last = hub.get_scalar(f"val/{score}").current()
+            print(f"{text.format(last)} at the end")
+            print(f"best {text.format(hub.get_info('best_score'))}, weights in {best}")
 
 
 def _report_input_errors(step: Callable[[], None]) -> None:
@@ -270,8 +329,15 @@ def _explain(error: Exception) -> str | None:
     missing = re.search(r"No such file or directory: '(.+?)'", text)
     if missing:
         return f"file {missing[1]} not found; check data_root and the annotation file"
+    if isinstance(error, ImportError) and (absent := _DOWNSTREAM.search(text)):
+        return (
+            f"{absent[0]} can't be imported, which detection and segmentation need; "
+            "run 'make mmcv' in the repository's root"
+        )
     if isinstance(error, ImportError) and "custom modules" in text:
         return f"{text}; install the project with 'make install', or 'pip install -e' its folder"
+    if "need at least one array to concatenate" in text:  # MMEngine's packing of no image
+        return f"no image with an object of the configured classes is left; {NAME_CATEGORIES}"
     if "end should be larger than begin" in text:
         return "param_scheduler: begins after train_cfg.max_epochs; shorten the warm-up with it"
     return None

@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.dist import is_distributed
-from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import (
+    BaseTTAModel,
+    MMDistributedDataParallel,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
@@ -111,7 +116,11 @@ class ACmixRunner(Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes, also those without a GPU."""
+        """Wrap the model for several processes, also those without a GPU.
+
+        Batch statistics are then each process's own, as torch synchronises them on GPUs only.
+        """
         if torch.cuda.is_available() or not self.distributed or model_wrapper_cfg is not None:
             return super().wrap_model(model_wrapper_cfg, model)
+        model = revert_sync_batchnorm(model)
         return MMDistributedDataParallel(model, broadcast_buffers=False)

@@ -1,6 +1,7 @@
 """Loading weights of any origin into a model, with a report and without silent loss."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,6 +13,8 @@ from acmix.errors import CheckpointError
 # Buffers that a model makes for itself.
 _DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
 
+_BACKBONE = "backbone."
+
 # What an ACmix layer has and a plain one has not; each mix mode has at least one of the two.
 _ACMIX = ("rate1", "fc.weight")
 
@@ -21,7 +24,7 @@ class Conversion:
     """A state dict under the names of our classifiers, and what the renaming knows about it.
 
     Attributes:
-        state_dict: ``backbone.*`` and ``head.*`` names.
+        state_dict: ``backbone.*`` names and those of the heads.
         origin: What the weights were made by, for the report.
         defaults: Values of parameters that follow from the origin, for models that have them.
         fresh: Names of the model that such weights can't fill: they keep their start.
@@ -59,17 +62,32 @@ class Conversion:
         return cls(weights, f"plain attention, {origin}", defaults, fresh)
 
 
+def rename_weights(
+    state_dict: dict[str, Tensor], rename: Callable[[str], str]
+) -> dict[str, Tensor]:
+    """Weights under our names; those of a whole model, with ``backbone.``, have them already.
+
+    Args:
+        state_dict: Weights, name to tensor.
+        rename: From a name of a bare network to ours.
+    """
+    if any(name.startswith(_BACKBONE) for name in state_dict):
+        return dict(state_dict)
+    return {rename(name): weight for name, weight in state_dict.items()}
+
+
 def load_weights(
     model: nn.Module, state_dict: dict[str, Tensor], source: str, *, complete: bool = False
 ) -> None:
     """Load weights of ours, of the released code or of a plain baseline, and log what happened.
 
     Args:
-        model: A classifier whose ``backbone`` has ``convert_state_dict``, or such a backbone.
+        model: A classifier, detector or segmentor whose ``backbone`` has ``convert_state_dict``,
+            or such a backbone.
         state_dict: Weights under the names of their origin.
         source: File name for messages.
         complete: Whether every parameter must come from the file, as testing needs. Otherwise a
-            head of another class count starts anew, with a warning.
+            head that is not in the file or has another class count starts anew, with a warning.
 
     Raises:
         CheckpointError: The weights are of another model, incomplete, or (when ``complete``) of
@@ -83,26 +101,28 @@ def load_weights(
     defaults = {name: w for name, w in conversion.defaults.items() if name in own}
     weights = conversion.state_dict | defaults
     conversion.fresh = [name for name in conversion.fresh if name in own]
-    _check_fit(type(backbone).__name__, own, weights, conversion, source, complete)
+    heads = [] if backbone is model else [n for n in own if not n.startswith(_BACKBONE)]
+    _check_fit(type(backbone).__name__, own, heads, weights, conversion, source, complete)
     loaded = {name: w for name, w in weights.items() if _fits(name, w, own)}
     model.load_state_dict(loaded, strict=False)
-    _report(own, loaded, conversion, source)
+    _report(heads, loaded, conversion, source)
 
 
 def _of_backbone(conversion: Conversion) -> Conversion:
-    """The backbone's part of a classifier's weights, without the prefix."""
-    prefix = "backbone."
-    names = (n for n in conversion.fresh if n.startswith(prefix))
+    """The backbone's part of a whole model's weights, without the prefix; the rest is dropped."""
+    names = (n for n in conversion.fresh if n.startswith(_BACKBONE))
+    heads = [n for n in conversion.state_dict if not n.startswith(_BACKBONE)]
     return replace(
         conversion,
-        state_dict=_strip(conversion.state_dict, prefix),
-        defaults=_strip(conversion.defaults, prefix),
-        fresh=[name.removeprefix(prefix) for name in names],
+        state_dict=_strip(conversion.state_dict),
+        defaults=_strip(conversion.defaults),
+        fresh=[name.removeprefix(_BACKBONE) for name in names],
+        dropped=conversion.dropped + heads,
     )
 
 
-def _strip(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+def _strip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(_BACKBONE): w for n, w in weights.items() if n.startswith(_BACKBONE)}
 
 
 def _fits(name: str, weight: Tensor, own: dict[str, Tensor]) -> bool:
@@ -114,12 +134,13 @@ def _fits(name: str, weight: Tensor, own: dict[str, Tensor]) -> bool:
 def _check_fit(
     kind: str,
     own: dict[str, Tensor],
+    heads: list[str],
     weights: dict[str, Tensor],
     conversion: Conversion,
     source: str,
     complete: bool,
 ) -> None:
-    if not any(_fits(n, w, own) for n, w in weights.items() if not n.startswith("head.")):
+    if not any(_fits(n, w, own) for n, w in weights.items() if n not in heads):
         raise CheckpointError(
             f"{source}: none of its {len(weights)} weights fits {kind} "
             f"(it holds {', '.join(list(weights)[:3])}, ...); give a checkpoint of this model"
@@ -127,7 +148,7 @@ def _check_fit(
     skip = set(conversion.fresh)
     missing = [n for n in own if n not in weights and n not in skip and not n.endswith(_DERIVED)]
     wrong = [n for n in own if n in weights and not _fits(n, weights[n], own)]
-    head = [n for n in missing + wrong if n.startswith("head.")]
+    head = [n for n in missing + wrong if n in heads]
     broken = [n for n in missing + wrong if n not in head]
     if broken:
         raise CheckpointError(
@@ -136,8 +157,8 @@ def _check_fit(
         )
     if head and complete:
         raise CheckpointError(
-            f"{source}: its classes don't fit the configured model "
-            f"({_shapes(head[0], weights, own)}); set model.head.num_classes with --cfg-options"
+            f"{source}: its classes or heads don't fit the configured model ("
+            f"{_shapes(head[0], weights, own)}); set the head's num_classes with --cfg-options"
         )
     if complete and not conversion.equivalent:
         raise CheckpointError(
@@ -152,7 +173,7 @@ def _shapes(name: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> st
 
 
 def _report(
-    own: dict[str, Tensor], loaded: dict[str, Tensor], conversion: Conversion, source: str
+    heads: list[str], loaded: dict[str, Tensor], conversion: Conversion, source: str
 ) -> None:
     logger = MMLogger.get_current_instance()
     logger.info(f"Loaded {len(loaded)} tensors from {source} ({conversion.origin})")
@@ -161,6 +182,6 @@ def _report(
     unused = [n for n in conversion.state_dict if n not in loaded and not n.endswith(_DERIVED)]
     if unused + conversion.dropped:
         logger.warning(f"In the file, but not used: {', '.join(unused + conversion.dropped)}")
-    anew = [n for n in own if n.startswith("head.") and n not in loaded]
+    anew = [n for n in heads if n not in loaded and not n.endswith(_DERIVED)]
     if anew:
-        logger.warning(f"Other classes than the file's, starting anew: {', '.join(anew)}")
+        logger.warning(f"Other heads or classes than the file's, starting anew: {', '.join(anew)}")

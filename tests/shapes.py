@@ -1,0 +1,77 @@
+"""Images of a red square and a blue disc, in the layouts of COCO and ADE20K."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLOURS = ((220, 30, 30), (30, 30, 220))
+
+
+def draw(rng: np.random.Generator, height: int = 96, width: int = 128):
+    """Pixels (H, W, 3) and the masks (H, W) of the square and the disc."""
+    pixels = rng.integers(90, 120, (height, width, 3), dtype=np.uint8)
+    y, x = np.mgrid[:height, :width]
+    masks = []
+    for kind, colour in enumerate(COLOURS):
+        # Each has its half of the image, so neither hides the other.
+        radius = rng.integers(14, 22)
+        dy = y - rng.integers(radius + 2, height - radius - 2)
+        dx = x - rng.integers(radius + 2, width // 2 - radius - 2) - kind * (width // 2)
+        distance = np.hypot(dy, dx) if kind else np.maximum(abs(dy), abs(dx))
+        masks.append(distance <= radius)
+        pixels[masks[-1]] = colour
+    return pixels, masks
+
+
+def write_coco(root: Path, images: int, classes: tuple[str, ...]) -> Path:
+    """The same images to train and to test on; squares are the first class, discs the second."""
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir()
+        rng = np.random.default_rng(0)
+        content = dict(images=[], annotations=[])
+        content["categories"] = [dict(id=i, name=name) for i, name in enumerate(classes, start=1)]
+        for image in range(images):
+            pixels, masks = draw(rng)
+            name = f"{image}.jpg"
+            Image.fromarray(pixels).save(root / split / name, quality=95)
+            height, width = pixels.shape[:2]
+            content["images"].append(dict(id=image, file_name=name, height=height, width=width))
+            for category, mask in enumerate(masks, start=1):
+                number = len(content["annotations"]) + 1
+                ids = dict(id=number, image_id=image, category_id=category, iscrowd=0)
+                content["annotations"].append(ids | _measures(mask))
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def write_ade(root: Path, images: int) -> Path:
+    """The same images to train and to test on: 1 background, 2 square, 3 disc, 0 not labelled."""
+    for split in ("training", "validation"):
+        rng = np.random.default_rng(0)
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for image in range(images):
+            pixels, masks = draw(rng)
+            labels = np.ones(pixels.shape[:2], np.uint8)
+            labels[:4] = 0
+            for label, mask in enumerate(masks, start=2):
+                labels[mask] = label
+            Image.fromarray(pixels).save(root / "images" / split / f"{image}.jpg", quality=95)
+            Image.fromarray(labels).save(root / "annotations" / split / f"{image}.png")
+    return root
+
+
+def _measures(mask: np.ndarray) -> dict:
+    """Box, area and outline of a convex mask: down its left border, up its right one."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    left = [(mask[row].argmax(), row) for row in rows]
+    right = [(mask.shape[1] - mask[row][::-1].argmax(), row) for row in rows[::-1]]
+    size = (len(columns), len(rows))
+    return dict(
+        bbox=[int(v) for v in (columns[0], rows[0], *size)],
+        area=int(mask.sum()),
+        segmentation=[[float(v) for point in left + right for v in point]],
+    )
