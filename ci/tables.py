@@ -1,10 +1,12 @@
-"""The model tables of the READMEs, made from each project's metafile.yml.
+"""The tables of the READMEs: models from the metafile.yml of each project, speed from the CSV.
 
-``python ci/tables.py`` fails when a table differs from the metafiles or a metafile names a config
-that is not there; ``--write`` writes the tables.
+``python ci/tables.py`` fails when a table differs from its source or a metafile names a config that
+is not there; ``--write`` writes the tables.
 """
 
 import argparse
+import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ HEADS = {
     "Downstream": "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
     "| score: paper | trained here | config |\n|---|---|---|---|---|---|",
 }
+RATIOS = ROOT / "core/benchmarks/ratios.csv"
 
 
 def read_section(project: str, section: str) -> list[dict]:
@@ -70,13 +73,37 @@ def _weights(entry: dict) -> str:
     return "; released weights load" if entry["Released Weights"] else "; no weights exist"
 
 
-def replace_table(text: str, section: str, table: str, name: str) -> str:
+def render_speed() -> str:
+    """The rows of the benchmark, one for each case and mode, and the machine that they are of."""
+    with RATIOS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [
+        f"Measured on {rows[0]['device']}.",
+        "",
+        "| case | mode | medians, × the first | target |",
+    ]
+    lines.append("|---|---|---|---|")
+    for (case, mode), group in itertools.groupby(rows, lambda row: (row["case"], row["mode"])):
+        first, *others = group
+        sides = [_side(first), *(f"{_side(row)} (×{row['ratio_to_first']})" for row in others)]
+        lines.append(f"| {case} | {mode} | {', '.join(sides)} | {first['target'] or '–'} |")
+    return "\n".join(lines)
+
+
+def _side(row: dict) -> str:
+    median, unit = float(row["median"]), row["unit"]
+    if unit == "s":
+        median, unit = 1e3 * median, "ms"
+    return f"{row['side']} {median:.3g} {unit}"
+
+
+def replace_table(text: str, section: str, source: str, table: str, name: str) -> str:
     """The text with the table between the marks of its section.
 
     Raises:
         SystemExit: The text has no marks.
     """
-    begin = f"<!-- {section.lower()}: made from metafile.yml by `make tables` -->"
+    begin = f"<!-- {section.lower()}: made from {source} by `make tables` -->"
     end = f"<!-- /{section.lower()} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
         sys.exit(f"error: {name}: needs one '{begin}' and one '{end}'")
@@ -90,20 +117,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the tables")
     write = parser.parse_args().write
-    readmes = {ROOT / "README.md": PROJECTS}
-    readmes |= {ROOT / project / "README.md": (project,) for project in PROJECTS}
     stale = []
-    for path, projects in readmes.items():
-        old = new = path.read_text()
-        for section in HEADS:
-            table = render(section, projects, prefix=projects is PROJECTS)
-            new = replace_table(new, section, table, str(path.relative_to(ROOT)))
+    for path, tables in _tables().items():
+        name, old = str(path.relative_to(ROOT)), path.read_text()
+        new = old
+        for section, source, table in tables:
+            new = replace_table(new, section, source, table, name)
         if write:
             path.write_text(new)
         elif new != old:
-            stale.append(str(path.relative_to(ROOT)))
+            stale.append(name)
     if stale:
-        sys.exit(f"error: tables differ from metafile.yml in {', '.join(stale)}; run 'make tables'")
+        sys.exit(f"error: tables differ from their source in {', '.join(stale)}; run 'make tables'")
+
+
+def _tables() -> dict[Path, list[tuple[str, str, str]]]:
+    """Section, source and table of every table of each README."""
+    readmes = {ROOT / "README.md": PROJECTS}
+    readmes |= {ROOT / project / "README.md": (project,) for project in PROJECTS}
+    tables = {
+        path: [
+            (section, "metafile.yml", render(section, projects, prefix=projects is PROJECTS))
+            for section in HEADS
+        ]
+        for path, projects in readmes.items()
+    }
+    tables[ROOT / "core/README.md"] = [("Speed", "benchmarks/ratios.csv", render_speed())]
+    return tables
 
 
 if __name__ == "__main__":

@@ -83,10 +83,14 @@ class Table:
             )
 
     def write(self, path: Path) -> None:
-        """Keep the rows, all or none."""
+        """Keep the rows, all or none; cases in the file that were not run now stay."""
+        cases, kept = {row["case"] for row in self.rows}, []
+        if path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if row["case"] not in cases]
         partial = path.with_suffix(".partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(kept + self.rows)
         partial.replace(path)
