@@ -52,6 +52,11 @@ def one_hot_shifts(kernel_size: int, like: Tensor) -> Tensor:
     return eye.view(1, taps, kernel_size, kernel_size)
 
 
+def pad_missing(x: Tensor, pad: tuple[int, ...]) -> Tensor:
+    """``F.pad`` with zeros, which copies ``x`` even where there is nothing to pad."""
+    return F.pad(x, pad) if any(pad) else x
+
+
 def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
     """Coordinates (x, y) of every pixel, each from -1 to 1, as (1, 2, height, width)."""
     options = {"dtype": like.dtype, "device": like.device}

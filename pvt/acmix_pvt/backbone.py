@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from acmix import GlobalACmix
 from acmix.checks import check_choice, require
+from acmix.geometry import pad_missing
 from acmix.mm.backbone import ACmixBackbone
 from acmix_pvt.convert import convert_state_dict
 
@@ -32,7 +33,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, H * W, dim) of a map, padded to whole patches, and (H, W)."""
         height, width = x.shape[2:]
-        x = self.proj(F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size)))
+        x = pad_missing(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        x = self.proj(x)
         return self.norm(x.flatten(2).transpose(1, 2)), x.shape[2:]
 
 

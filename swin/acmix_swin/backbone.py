@@ -10,6 +10,7 @@ from mmpretrain.models.utils import ShiftWindowMSA
 from torch import Tensor
 
 from acmix import WindowACmix
+from acmix.geometry import pad_missing
 from acmix.mm.backbone import ACmixBackbone
 from acmix_swin.convert import convert_state_dict
 
@@ -55,7 +56,7 @@ class ShiftWindowACmix(ShiftWindowMSA):
         window = self.window_size
         shift = self.shift_size if min(hw_shape) > window or self.pad_small_map else 0
         x = query.view(-1, height, width, query.shape[-1])
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        x = pad_missing(x, (0, 0, 0, -width % window, 0, -height % window))
         mask = self.get_attn_mask(x.shape[1:3], window, shift, x.device)
         if shift:
             x = torch.roll(x, (-shift, -shift), dims=(1, 2))

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_positive, require
+from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
 
 
@@ -102,7 +103,7 @@ class GlobalACmix(ACmixBase):
         maps = x[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
         # A map smaller than one reduction is filled up with zeros.
         bottom, right = (max(self.sr_ratio - size, 0) for size in hw_shape)
-        maps = self.sr(F.pad(maps, (0, right, 0, bottom)))
+        maps = self.sr(pad_missing(maps, (0, right, 0, bottom)))
         tokens = torch.cat([x[:, :extra], maps.flatten(2).transpose(1, 2)], dim=1)
         return self.norm(tokens), maps.shape[2:]
 
@@ -130,7 +131,7 @@ class GlobalACmix(ACmixBase):
         if small != hw_shape:
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
         out = self.convolve(q_map, kv_map, beta=beta).flatten(2).transpose(1, 2)
-        return F.pad(out, (0, 0, extra, 0))
+        return pad_missing(out, (0, 0, extra, 0))
 
     def multiply_adds(self, height: int, width: int, extra: int = 0) -> int:
         """Multiply-adds for one map of this input size and T extra tokens."""

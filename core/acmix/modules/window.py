@@ -1,11 +1,11 @@
 """ACmix with attention inside windows (Swin)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_positive, require
 from acmix.functional import window_attention
+from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
 
 
@@ -92,7 +92,7 @@ class WindowACmix(ACmixBase):
             f"give (B, H, W, {self.dim})",
         )
         height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
+        x = pad_missing(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
         qkv = self.qkv(x)
         out = self.combine(
             lambda: self._attend(qkv, mask),
