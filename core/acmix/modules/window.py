@@ -92,7 +92,8 @@ class WindowACmix(ACmixBase):
             f"give (B, H, W, {self.dim})",
         )
         height, width = x.shape[1:3]
-        x = pad_missing(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
+        win_h, win_w = self.window_size
+        x = pad_missing(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
         qkv = self.qkv(x)
         out = self.combine(
             lambda: self._attend(qkv, mask),
