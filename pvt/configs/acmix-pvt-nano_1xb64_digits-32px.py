@@ -1,4 +1,4 @@
-# The embedded default: trains on two CPU cores in about a minute.
+# The embedded default: trains on two CPU cores in less than two minutes.
 _base_ = ["./_base_/acmix-pvt-tiny.py", "../../core/configs/_base_/digits.py"]
 
 model = dict(

@@ -160,6 +160,19 @@ def test_result_does_not_depend_on_the_threads():
         assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
 
 
+@needs_kernels
+def test_addresses_beyond_32_bits(tmp_path):
+    """Images more than 2³¹ elements apart in a sparse file."""
+    qkv, *weights = path_inputs(2, 4, 5, (9, 8), dtype=torch.float32)
+    apart, channels = 2**31 + 11, qkv.shape[1]
+    storage = torch.from_file(str(tmp_path / "maps.bin"), shared=True, size=apart + qkv.numel())
+    far = storage.as_strided(qkv.shape, (apart, 1, 8 * channels, channels)).copy_(qkv)
+    near = qkv.to(memory_format=torch.channels_last)
+    actual = acmix.convolution_path(far, *weights, backend="cpu")
+    expected = acmix.convolution_path(near, *weights, backend="cpu")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 def paths_inputs(heads, head_dim, size, kernel=3, dtype=torch.float64):
     """Arguments of ``sliding_window_paths``: projections, position, layer, kernels."""
     qkv, layer, kernels, _ = path_inputs(2, heads, head_dim, size, kernel, dtype=dtype)
