@@ -100,9 +100,8 @@ class ACmix2d(ACmixBase):
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
         q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
-        return sliding_window_attention(q, k, v, self._position(qkv), **self._window()).flatten(
-            1, 2
-        )
+        out = sliding_window_attention(q, k, v, self._position(qkv), **self._window())
+        return out.flatten(1, 2)
 
     def _both(self, qkv: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         """F_att and beta * F_conv."""
