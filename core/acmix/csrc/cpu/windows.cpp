@@ -468,6 +468,7 @@ struct Plan {
     const Call* call;
     int64_t taps, out_h, out_w, pad, heads;  // heads of all images
     int64_t group, groups;                   // heads side by side in a row's lanes
+    int64_t together;                        // groups that one thread does after one another
     int64_t apart;                           // query rows that share keys are this far apart
     int64_t key_step;                        // and their windows this many key rows
     int64_t tile_h, tile_w, tiles_y, tiles_x;
@@ -540,6 +541,10 @@ Plan make_plan(const Call& call, bool backward) {
     p.tile_h = min_of(round_up(ceil_div(p.out_h, p.tiles_y), unit), p.out_h);
     p.tiles_y = ceil_div(p.out_h, p.tile_h);
     p.tile_rows = key_rows(p.tile_h);
+    // Channels last, the heads of a pixel are neighbours in memory: what is fetched along with the
+    // first is there for the next.
+    int64_t tiles = p.tiles_x * p.tiles_y, heads = max_of(call.heads / p.group, 1);
+    p.together = max_of(min_of(heads, p.groups * tiles / (4 * call.threads)), 1);
     return p;
 }
 
@@ -1204,11 +1209,13 @@ int run_typed(const Call& call) {
     counter.forward(0, nullptr, &sizes);
     Work work = [](void* context, int64_t unit, void* scratch) {
         const Plan& p = *static_cast<const Plan*>(context);
-        int64_t tiles = p.tiles_x * p.tiles_y;
-        Kernel<T>(p, unit / tiles).forward(unit % tiles, scratch, nullptr);
+        int64_t tiles = p.tiles_x * p.tiles_y, first = unit / tiles * p.together;
+        for (int64_t group = first; group < min_of(first + p.together, p.groups); group++) {
+            Kernel<T>(p, group).forward(unit % tiles, scratch, nullptr);
+        }
     };
-    return parallel_for(plan.groups * plan.tiles_x * plan.tiles_y, call.threads, sizes.used, work,
-                        &plan);
+    int64_t units = ceil_div(plan.groups, plan.together) * plan.tiles_x * plan.tiles_y;
+    return parallel_for(units, call.threads, sizes.used, work, &plan);
 }
 
 }  // namespace
