@@ -94,7 +94,8 @@ def _side(row: dict) -> str:
     median, unit = float(row["median"]), row["unit"]
     if unit == "s":
         median, unit = 1e3 * median, "ms"
-    return f"{row['side']} {median:.3g} {unit}"
+    figure = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+    return f"{row['side']} {figure} {unit}"
 
 
 def replace_table(text: str, section: str, source: str, table: str, name: str) -> str:
