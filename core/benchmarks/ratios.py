@@ -38,7 +38,8 @@ def attention_stages(table: Table) -> None:
         attend = partial(acmix.sliding_window_attention, *maps)
         sides = {name: partial(attend, backend=name) for name in ("cpu", "torch", "unfold")}
         others = dict(flex_attention=peers.flex_attention(size), natten=peers.natten())
-        others = {name: partial(run, *maps) for name, run in others.items() if run is not None}
+        plain = [x.detach() for x in maps]
+        others = {name: partial(run, *plain) for name, run in others.items() if run is not None}
         with torch.no_grad():
             forward = alternate(sides | others)
         table.add(f"sliding window {size}², D = {depth}", "inference", forward, "s")
@@ -84,7 +85,11 @@ def models(table: Table) -> None:
     torch.manual_seed(0)
     pairs = {
         "ResNet-ACmix-50 and resnet50": (
-            dict(resnet50=torchvision.models.resnet50(), acmix=ACmixResNet(50)),
+            {
+                "resnet50": torchvision.models.resnet50(),
+                "acmix": ACmixResNet(50),
+                "acmix without its paths": _without_paths(ACmixResNet(50)),
+            },
             torch.channels_last,
             "acmix ≤ 1.0, training ≤ 1.1",
         ),
@@ -120,6 +125,32 @@ def models(table: Table) -> None:
             table.add(case, "inference", alternate(runs), "s", target)
         steps = {n: _training_step(net.train(), x) for n, net in networks.items()}
         table.add(case, "training", alternate(steps), "s", target)
+
+
+class Projections(nn.Module):
+    """The 1×1 convolutions of a layer alone: what no faster path can save.
+
+    Args:
+        layer: The layer whose queries are given out.
+    """
+
+    def __init__(self, layer: acmix.ACmix2d) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to the size of the layer's output."""
+        step = self.layer.stride
+        qkv = self.layer._project(x)
+        queries = qkv[:, : self.layer.dim, ::step, ::step]
+        return queries.contiguous(memory_format=torch.channels_last)
+
+
+def _without_paths(net: nn.Module) -> nn.Module:
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, acmix.ACmix2d):
+            net.set_submodule(name, Projections(layer))
+    return net
 
 
 def memory(table: Table) -> None:
