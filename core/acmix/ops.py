@@ -76,10 +76,18 @@ def is_channels_last(x: Tensor) -> bool:
 
 def empty_map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """New (B, N, D, H, W) in the memory format of ``like``: channels last if that is."""
-    if not is_channels_last(like):
-        return like.new_empty(shape)
+    return new_map(like.new_empty, shape) if is_channels_last(like) else like.new_empty(shape)
+
+
+def new_map(new: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+    """(B, N, D, H, W) stored channels last, from a function that makes a tensor of a shape."""
     batch, heads, depth, height, width = shape
-    return like.new_empty((batch, height, width, heads, depth)).permute(0, 3, 4, 1, 2)
+    return new((batch, height, width, heads, depth)).permute(0, 3, 4, 1, 2)
+
+
+def maps_of(qkv: Tensor, heads: int) -> Tensor:
+    """Projections (B, 3N * D, H, W) as (B, 3N, D, H, W)."""
+    return qkv.unflatten(1, (3 * heads, -1))
 
 
 def _empty_image(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -153,12 +161,16 @@ def _convolution_fake(maps, layer, kernels, stride):
 
 
 def _convolution_backward_fake(grad, maps, layer, kernels, stride):
+    return empty_map(maps, maps.shape), *_empty_weights(layer, kernels)
+
+
+def _empty_weights(layer, kernels):
     grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
-    return empty_map(maps, maps.shape), grad_layer, kernels.new_empty(kernels.shape)
+    return grad_layer, kernels.new_empty(kernels.shape)
 
 
 def _paths_fake(qkv, position, layer, kernels, heads, kernel_size, stride, dilation):
-    maps = qkv.unflatten(1, (3 * heads, -1))
+    maps = maps_of(qkv, heads)
     size = output_size(qkv.shape[2], qkv.shape[3], stride)
     attention, convolution = (
         _empty_image(maps, (qkv.shape[0], channels, *size))
@@ -180,13 +192,8 @@ def _paths_backward_fake(
     stride,
     dilation,
 ):
-    grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
-    return (
-        _empty_image(qkv.unflatten(1, (3 * heads, -1)), qkv.shape),
-        position.new_empty(position.shape),
-        grad_layer,
-        kernels.new_empty(kernels.shape),
-    )
+    dqkv = _empty_image(maps_of(qkv, heads), qkv.shape)
+    return dqkv, position.new_empty(position.shape), *_empty_weights(layer, kernels)
 
 
 def _attention_setup(ctx, inputs, output):
@@ -218,29 +225,28 @@ def _subtraction_autograd(ctx, grad):
 
 
 def _convolution_setup(ctx, inputs, output):
-    maps, layer, kernels, ctx.stride = inputs
-    ctx.has_layer = layer is not None
-    ctx.save_for_backward(maps, kernels, *([layer] if ctx.has_layer else []))
+    *tensors, ctx.stride = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _convolution_autograd(ctx, grad):
-    maps, kernels, *layer = ctx.saved_tensors
-    grads = convolution_backward(grad, maps, layer[0] if layer else None, kernels, ctx.stride)
-    return grads[0], grads[1] if ctx.has_layer else None, grads[2], None
+    maps, layer, kernels = ctx.saved_tensors
+    dmaps, dlayer, dkernels = convolution_backward(grad, maps, layer, kernels, ctx.stride)
+    return dmaps, None if layer is None else dlayer, dkernels, None
 
 
 def _paths_setup(ctx, inputs, output):
-    qkv, position, layer, kernels, *ctx.window = inputs
-    ctx.has_layer = layer is not None
-    ctx.save_for_backward(qkv, position, kernels, output[2], *([layer] if ctx.has_layer else []))
+    *tensors, ctx.heads, ctx.kernel_size, ctx.stride, ctx.dilation = inputs
+    ctx.save_for_backward(*tensors, output[2])
     ctx.mark_non_differentiable(output[2])
 
 
 def _paths_autograd(ctx, grad_attention, grad_convolution, _):
-    qkv, position, kernels, lse, *layer = ctx.saved_tensors
-    maps = (qkv, position, layer[0] if layer else None, kernels, lse)
-    grads = paths_backward(grad_attention, grad_convolution, *maps, *ctx.window)
-    return *grads[:2], grads[2] if layer else None, grads[3], None, None, None, None
+    window = (ctx.heads, ctx.kernel_size, ctx.stride, ctx.dilation)
+    grads = paths_backward(grad_attention, grad_convolution, *ctx.saved_tensors, *window)
+    dqkv, dposition, dlayer, dkernels = grads
+    has_layer = ctx.saved_tensors[2] is not None
+    return dqkv, dposition, dlayer if has_layer else None, dkernels, None, None, None, None
 
 
 def _no_second_derivative(ctx, *grads):

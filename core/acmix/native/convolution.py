@@ -27,8 +27,7 @@ def convolution_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Kernel of ``acmix::convolution_backward``; without a layer its gradient is empty."""
     x = channels_last(computable(maps))
-    batch, count, depth, height, width = x.shape
-    dx = x.new_empty((batch, height, width, count, depth)).permute(0, 3, 4, 1, 2)
+    dx = ops.new_map(x.new_empty, x.shape)
     grads = convolve_backward(computable(grad), x, layer, kernels, stride, dx, add=False)
     dx = dx.to(maps.dtype)
     return dx if ops.is_channels_last(maps) else dx.contiguous(), *grads

@@ -25,7 +25,7 @@ def paths_forward(
         (kernel_size, stride, dilation),
     )
     results = [attention.flatten(1, 2), convolve(maps, layer, kernels, stride)]
-    if not ops.is_channels_last(_maps(qkv, heads)):
+    if not ops.is_channels_last(ops.maps_of(qkv, heads)):
         results = [x.contiguous() for x in results]
     return *(x.to(qkv.dtype) for x in results), lse
 
@@ -45,13 +45,11 @@ def paths_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kernel of ``acmix::paths_backward``: both paths sum up in one gradient of the projections."""
     maps = _packed(qkv, heads)
-    batch, count, depth, height, width = maps.shape
     # Queries between the strides have no gradient.
-    new = maps.new_zeros if stride > 1 else maps.new_empty
-    dmaps = new((batch, height, width, count, depth)).permute(0, 3, 4, 1, 2)
+    dmaps = ops.new_map(maps.new_zeros if stride > 1 else maps.new_empty, maps.shape)
     grads = dmaps.unflatten(1, (3, heads)).unbind(1)
     attend_backward(
-        computable(grad_attention).unflatten(1, (heads, depth)),
+        computable(grad_attention).unflatten(1, (heads, -1)),
         *maps.unflatten(1, (3, heads)).unbind(1),
         _position_of_keys(position, maps, heads),
         lse,
@@ -65,19 +63,14 @@ def paths_backward(
         computable(grad_convolution), maps, layer, kernels, stride, dmaps, add=True
     )
     dqkv = dmaps.flatten(1, 2).to(qkv.dtype)
-    if not ops.is_channels_last(_maps(qkv, heads)):
+    if not ops.is_channels_last(ops.maps_of(qkv, heads)):
         dqkv = dqkv.contiguous()
     return dqkv, dposition, *weights
 
 
-def _maps(qkv: Tensor, heads: int) -> Tensor:
-    """(B, 3N * D, H, W) as (B, 3N, D, H, W)."""
-    return qkv.unflatten(1, (3 * heads, -1))
-
-
 def _packed(qkv: Tensor, heads: int) -> Tensor:
     """All maps, (B, 3N, D, H, W), channels last and in the kernels' dtype."""
-    return channels_last(computable(_maps(qkv, heads)))
+    return channels_last(computable(ops.maps_of(qkv, heads)))
 
 
 def _position_of_keys(position: Tensor, maps: Tensor, heads: int) -> Tensor:

@@ -48,9 +48,9 @@ INLINE int block_of(int64_t rest) {
 
 // Maps in scratch: [row][column][map][lane].
 struct Stack {
-    int64_t maps, pixel_size, row_size;  // sizes in elements
+    int64_t pixel_size, row_size;  // in elements
     Stack(int64_t maps, int64_t columns, int64_t lanes)
-        : maps(maps), pixel_size(maps * lanes), row_size(columns * pixel_size) {}
+        : pixel_size(maps * lanes), row_size(columns * pixel_size) {}
 };
 
 // Sums of one block of outputs: sums[b][p] = sum_(t,m) weights[t][m][b] in[offset p + t, m].
