@@ -33,7 +33,10 @@ def neighbours(
     Returns:
         k² views (B, ..., ceil(H / stride), ceil(W / stride)).
     """
-    pad, (height, width) = dilation * (kernel_size // 2), x.shape[-2:]
+    height, width = x.shape[-2:]
+    if not reflect:
+        _, stride, dilation = usable_window(height, width, kernel_size, stride, dilation)
+    pad = dilation * (kernel_size // 2)
     padded = F.pad(x.flatten(1, -3), (pad,) * 4, mode="reflect" if reflect else "constant")
     padded = padded.unflatten(1, x.shape[1:-2])
     starts = range(0, kernel_size * dilation, dilation)
@@ -63,3 +66,17 @@ def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
     xs = torch.linspace(-1, 1, width, **options).expand(height, width)
     ys = torch.linspace(-1, 1, height, **options)[:, None].expand(height, width)
     return torch.stack([xs, ys])[None]
+
+
+def usable_window(
+    height: int, width: int, kernel_size: int, stride: int, dilation: int
+) -> tuple[int, int, int]:
+    """Kernel size, stride and dilation cut to what a height×width map can tell apart.
+
+    Beyond these bounds a softmax over the window and the grid of outputs stay the same: neighbours
+    further away than the map is long are all outside it, and so are outputs.
+    """
+    longest = max(height, width, 1)
+    dilation = min(dilation, longest)
+    reach = -(-longest // dilation)
+    return min(kernel_size, 2 * reach + 1), min(stride, longest), dilation

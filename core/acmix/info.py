@@ -8,7 +8,7 @@ import torch
 
 import acmix
 from acmix.backends import BACKENDS
-from acmix.native import build, library
+from acmix.backends.cpu import build, library
 
 OPS = (
     "sliding_window_attention",

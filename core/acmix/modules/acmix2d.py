@@ -84,12 +84,11 @@ class ACmix2d(ACmixBase):
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         qkv = self._project(x)
-        joint = self.has_convolution and self.dep_conv.learnable
-        return self.combine(
-            lambda: self._attend(qkv),
-            lambda beta: self.convolve(qkv, beta=beta, stride=self.stride),
-            (lambda beta: self._both(qkv, beta)) if joint else None,
-        )
+        if self._joint:
+            att, conv = self._both(qkv)
+        else:
+            att, conv = self._attend(qkv), self.convolve(qkv, stride=self.stride)
+        return self.add_paths(att, conv)
 
     def _project(self, x: Tensor) -> Tensor:
         """q, k and v heads, (B, 3C, H, W), by one product with the three weights together."""
@@ -97,15 +96,22 @@ class ACmix2d(ACmixBase):
         weight = torch.cat([conv.weight for conv in convs])
         return F.conv2d(x, weight, torch.cat([conv.bias for conv in convs]))
 
-    def _attend(self, qkv: Tensor) -> Tensor:
+    @property
+    def _joint(self) -> bool:
+        """Whether one operator does both paths."""
+        return self.has_attention and self.has_convolution and self.dep_conv.learnable
+
+    def _attend(self, qkv: Tensor) -> Tensor | None:
         """F_att, channel order n * D + d."""
+        if not self.has_attention:
+            return None
         q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
         out = sliding_window_attention(q, k, v, self._position(qkv), **self._window())
         return out.flatten(1, 2)
 
-    def _both(self, qkv: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _both(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """F_att and beta * F_conv."""
-        fc, kernels = self.fc.weight.flatten(1), self.scaled_kernels(beta)
+        fc, kernels = self.fc.weight.flatten(1), self.scaled_kernels()
         return sliding_window_paths(qkv, self._position(qkv), fc, kernels, **self._window())
 
     def _window(self) -> dict:

@@ -1,7 +1,5 @@
 """What every ACmix layer shares: the convolution path and the mix of the two paths."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -78,34 +76,60 @@ class ACmixBase(nn.Module):
             if hasattr(self, name):
                 nn.init.constant_(getattr(self, name), 0.5)
 
-    def convolve(self, *projections: Tensor, beta: Tensor | None, stride: int = 1) -> Tensor:
-        """Beta * F_conv of the projections: (B, C, ceil(H / stride), ceil(W / stride)).
+    def convolve(self, *projections: Tensor, stride: int = 1) -> Tensor | None:
+        """Beta * F_conv of the projections, or ``None`` where the mix has no convolution path.
 
         Args:
             *projections: The maps in the order q, k, v, (B, ..., H, W), in one tensor or several.
-            beta: Factor, (1,), or ``None`` for 1. The path is linear in its kernels, so it is
-                applied to them instead of a whole map.
             stride: Stride of the output.
+
+        Returns:
+            (B, C, ceil(H / stride), ceil(W / stride)).
         """
+        if not self.has_convolution:
+            return None
         qkv = projections[0] if len(projections) == 1 else torch.cat(projections, dim=1)
         by_tensors = self.dep_conv.mode == "tensor"
-        kernels = self.scaled_kernels(beta)
         out = convolution_path(
             qkv,
             self.fc.weight.flatten(1),
-            None if by_tensors else kernels,
+            None if by_tensors else self.scaled_kernels(),
             self.fc.bias,
             stride=stride,
             backend=self.backend,
         )
-        if by_tensors and beta is not None:
-            out = out * beta
+        if by_tensors:
+            beta = self.beta()
+            out = out if beta is None else out * beta
         # Channel d * N + n: one kernel a group serves all N channels of the group.
         return out if self.dep_conv.learnable else out.repeat_interleave(self.num_heads, dim=1)
 
-    def scaled_kernels(self, beta: Tensor | None) -> Tensor:
-        """Beta times the shift kernels."""
+    def scaled_kernels(self) -> Tensor:
+        """Beta times the shift kernels: the path is linear in them, and they are small."""
+        beta = self.beta()
         return self.dep_conv.weight if beta is None else self.dep_conv.weight * beta
+
+    def beta(self) -> Tensor | None:
+        """Factor of the convolution path, (1,), or ``None`` for 1."""
+        if self.mix == "alpha_beta":
+            return self.rate2
+        return 1 - self.rate1 if self.mix == "alpha_complement" else None
+
+    def add_paths(self, att: Tensor | None, conv: Tensor | None) -> Tensor:
+        """Alpha * F_att + beta * F_conv (paper Eq. 10).
+
+        Args:
+            att: F_att, or ``None`` where the mix has no attention path.
+            conv: beta * F_conv, or ``None`` where the mix has no convolution path.
+        """
+        if conv is None:
+            assert att is not None  # A mix has at least one path.
+            return att
+        if att is None:
+            return conv
+        if self.mix == "one_one":
+            return att + conv
+        return torch.addcmul(conv, att, self.rate1.to(att.dtype))
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size (paper Table 1)."""
@@ -117,31 +141,3 @@ class ACmixBase(nn.Module):
             return 0
         taps, maps = self.fc.weight.shape[:2]
         return maps * self.head_dim * taps * pixels + taps**2 * self.dim * out_pixels
-
-    def combine(
-        self,
-        attention: Callable[[], Tensor],
-        convolution: Callable[[Tensor | None], Tensor],
-        both: Callable[[Tensor | None], tuple[Tensor, Tensor]] | None = None,
-    ) -> Tensor:
-        """Mix the two paths, computing only those that the mode uses.
-
-        Args:
-            attention: Gives F_att.
-            convolution: Gives beta * F_conv for beta (1,), or F_conv for ``None``.
-            both: Gives the two at once, where a layer can.
-        """
-        if self.mix == "attention":
-            return attention()
-        if self.mix == "convolution":
-            return convolution(None)
-        beta = self._beta()
-        att, conv = both(beta) if both is not None else (attention(), convolution(beta))
-        if self.mix == "one_one":
-            return att + conv
-        return torch.addcmul(conv, att, self.rate1.to(att.dtype))
-
-    def _beta(self) -> Tensor | None:
-        if self.mix == "alpha_beta":
-            return self.rate2
-        return 1 - self.rate1 if self.mix == "alpha_complement" else None

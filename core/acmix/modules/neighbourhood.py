@@ -94,12 +94,13 @@ class PatchwiseACmix(ACmixBase):
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
-        return self.combine(
-            lambda: self._attend(q, k, v), lambda beta: self.convolve(q, k, v, beta=beta)
-        )
+        att, conv = self._attend(q, k, v), self.convolve(q, k, v)
+        return self.add_paths(att, conv)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
         """F_att, (B, C, H, W)."""
+        if not self.has_attention:
+            return None
         weigh = self._patchwise if self.attention == "patchwise" else self._pairwise
         # Under autocast the softmax gives float32.
         weights = weigh(q, k).to(v.dtype)

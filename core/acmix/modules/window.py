@@ -95,14 +95,15 @@ class WindowACmix(ACmixBase):
         win_h, win_w = self.window_size
         x = pad_missing(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
         qkv = self.qkv(x)
-        out = self.combine(
-            lambda: self._attend(qkv, mask),
-            lambda beta: self.convolve(qkv.permute(0, 3, 1, 2), beta=beta).permute(0, 2, 3, 1),
-        )
-        return self.proj_drop(out)[:, :height, :width]
+        att, conv = self._attend(qkv, mask), self.convolve(qkv.permute(0, 3, 1, 2))
+        if conv is not None:
+            conv = conv.permute(0, 2, 3, 1)
+        return self.proj_drop(self.add_paths(att, conv))[:, :height, :width]
 
-    def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor | None:
         """proj(F_att), (B, H, W, C)."""
+        if not self.has_attention:
+            return None
         batch, height, width, _ = qkv.shape
         win_h, win_w = self.window_size
         rows, cols = height // win_h, width // win_w

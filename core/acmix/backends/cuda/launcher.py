@@ -8,8 +8,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from acmix.backends.cuda.sources import COMPILE_OPTIONS, source
 from acmix.checks import require
-from acmix.cuda import kernels
 
 _MAX_GRID = 2**31 - 1
 
@@ -50,9 +50,7 @@ def _compiled(stem: str, name: str, device: int):
     """
     import cupy
 
-    return cupy.RawModule(
-        code=kernels.source(stem), options=kernels.COMPILE_OPTIONS, name_expressions=(name,)
-    )
+    return cupy.RawModule(code=source(stem), options=COMPILE_OPTIONS, name_expressions=(name,))
 
 
 runtime = CupyRuntime()
