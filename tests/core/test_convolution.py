@@ -237,7 +237,10 @@ def test_both_paths_of_no_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(qkv=torch.zeros(1, 13, 5, 5)), r"qkv\.shape=\(1, 13, 5, 5\): give \(B, 6 \* D, H, W\)"),
+        (
+            dict(qkv=torch.zeros(1, 13, 5, 5)),
+            r"qkv\.shape=\(1, 13, 5, 5\): give \(B, 6 \* D, H, W\)",
+        ),
         (dict(position=torch.zeros(2, 5, 4)), r"position\.shape=\(2, 5, 4\): must be \(2, 5, 5\)"),
         (dict(kernels=torch.zeros(4, 8, 3, 3)), r"kernels\.shape=.*: give \(a multiple of 2, 9,"),
         (dict(kernel_size=4), "kernel_size=4: give an odd size"),

@@ -125,7 +125,7 @@ class ACmix2d(ACmixBase):
     def _position(self, qkv: Tensor) -> Tensor:
         """Position encoding, (D, H, W)."""
         # A product, as torch's convolution of two channels is slow.
-        grid = pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight)[0]
+        grid = pixel_grid(qkv.shape[-2:], like=self.conv_p.weight)[0]
         weight, bias = self.conv_p.weight.flatten(1), self.conv_p.bias
         position = torch.addmm(bias[:, None], weight, grid.flatten(1))
         return position.unflatten(1, grid.shape[1:]).to(qkv.dtype)
@@ -137,7 +137,7 @@ class ACmix2d(ACmixBase):
         additions in k_r + position_p - position_r, which Table 1 leaves out.
         """
         pixels = height * width
-        out_pixels = math.prod(output_size(height, width, self.stride))
+        out_pixels = math.prod(output_size((height, width), self.stride))
         total = 3 * self.in_channels * self.dim * pixels
         if self.has_attention:
             total += 2 * self.head_dim * pixels

@@ -110,7 +110,7 @@ class PatchwiseACmix(ACmixBase):
 
     def _pairwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
-        position = self.conv_p(pixel_grid(*q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
+        position = self.conv_p(pixel_grid(q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
         window = dict(kernel_size=self.kernel_att, backend=self.backend)
         relation = neighbourhood_difference(q, k, **window)
         offset = neighbourhood_difference(position, **window)
@@ -129,7 +129,7 @@ class PatchwiseACmix(ACmixBase):
 
     def _shifted(self, k: Tensor) -> list[Tensor]:
         """K at every offset of the neighbourhood, row by row, as views."""
-        reflect = can_reflect(*k.shape[-2:], self.kernel_att // 2)
+        reflect = can_reflect(k.shape[-2:], self.kernel_att // 2)
         return neighbours(k, self.kernel_att, reflect=reflect)
 
     def _patches(self, q: Tensor, k: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ __all__ = ["neighbourhood_aggregation"]
 def _forward(
     v: Tensor, w: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
-    _, stride, dilation = usable_window(*v.shape[2:], kernel_size, stride, dilation)
-    out = computable(v).new_empty((*v.shape[:2], *output_size(*v.shape[2:], stride)))
+    _, stride, dilation = usable_window(v.shape[2:], kernel_size, stride, dilation)
+    out = computable(v).new_empty((*v.shape[:2], *output_size(v.shape[2:], stride)))
     values = _share_weights(computable(v), w)
     library.load().run(
         "aggregation_forward",
@@ -38,7 +38,7 @@ def _backward(
     dilation: int,
     reflect: bool,
 ) -> tuple[Tensor, Tensor]:
-    _, stride, dilation = usable_window(*v.shape[2:], kernel_size, stride, dilation)
+    _, stride, dilation = usable_window(v.shape[2:], kernel_size, stride, dilation)
     values, weights = _share_weights(computable(v), w), computable(w)
     dv, dw = values.new_empty(v.shape), weights.new_empty(w.shape)
     library.load().run(

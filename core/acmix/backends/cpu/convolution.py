@@ -74,7 +74,7 @@ def _backward(
 def convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
     """The path of channels-last maps, (B, D * N, H', W'), channels last."""
     batch, count, depth, height, width = x.shape
-    size = output_size(height, width, stride)
+    size = output_size((height, width), stride)
     out = x.new_empty((batch, *size, kernels.shape[0]))
     weights = _by_output(kernels, x)
     row = stride * weights.shape[1] * (width + kernels.shape[-1])

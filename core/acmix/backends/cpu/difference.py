@@ -16,8 +16,8 @@ __all__ = ["neighbourhood_difference"]
 def _forward(
     a: Tensor, b: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
-    _, stride, dilation = usable_window(*a.shape[2:], kernel_size, stride, dilation)
-    size = output_size(*a.shape[2:], stride)
+    _, stride, dilation = usable_window(a.shape[2:], kernel_size, stride, dilation)
+    size = output_size(a.shape[2:], stride)
     out = computable(a).new_empty((*a.shape[:2], kernel_size**2, *size))
     library.load().run(
         "subtraction_forward",
@@ -38,7 +38,7 @@ def _backward(
     dilation: int,
     reflect: bool,
 ) -> tuple[Tensor, Tensor]:
-    _, stride, dilation = usable_window(height, width, kernel_size, stride, dilation)
+    _, stride, dilation = usable_window((height, width), kernel_size, stride, dilation)
     g = computable(grad)
     da, db = (g.new_empty((*grad.shape[:2], height, width)) for _ in range(2))
     library.load().run(

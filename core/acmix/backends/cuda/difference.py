@@ -1,5 +1,7 @@
 """CUDA kernels of the differences of a pixel and its neighbourhood."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from acmix import ops
@@ -47,5 +49,5 @@ def _backward(
     return da, db
 
 
-def _cut_planes(x: Tensor, size: tuple[int, int]) -> Pixels:
+def _cut_planes(x: Tensor, size: Sequence[int]) -> Pixels:
     return cut_pixels(size[0] * size[1], x.shape[0] * x.shape[1])
