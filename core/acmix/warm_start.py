@@ -59,7 +59,7 @@ def copy_convolution(conv: nn.Conv2d, layer: ACmix2d) -> float:
     for projection, row, bias in zip(projections, rows.chunk(3), biases.chunk(3), strict=True):
         projection.weight.copy_(row)
         projection.bias.copy_(bias)
-    for name, value in (("rate1", 0.0), ("rate2", 1.0)):
+    for name, value in zip(layer.RATES, (0.0, 1.0), strict=True):
         if hasattr(layer, name):
             getattr(layer, name).fill_(value)
     lost, whole = values[:, rank:].square().sum(), values.square().sum()

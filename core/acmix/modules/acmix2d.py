@@ -44,6 +44,8 @@ class ACmix2d(ACmixBase):
         torch.Size([1, 64, 17, 29])
     """
 
+    PROJECTIONS = ("conv1", "conv2", "conv3", "conv_p")
+
     def __init__(
         self,
         in_channels: int,
@@ -143,6 +145,12 @@ class ACmix2d(ACmixBase):
             total += 2 * self.head_dim * pixels
             total += 3 * self.kernel_att**2 * self.dim * out_pixels
         return total + self.convolution_multiply_adds(pixels, out_pixels)
+
+    @classmethod
+    def parameter_names(cls) -> tuple[str, ...]:
+        """Names of all parameters that a layer of any mix can have."""
+        projections = (f"{name}.{kind}" for name in cls.PROJECTIONS for kind in ("weight", "bias"))
+        return (*cls.RATES, *projections, *cls.CONVOLUTION)
 
     @staticmethod
     def call_size(x: Tensor) -> tuple[int, int]:

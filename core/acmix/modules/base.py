@@ -38,6 +38,11 @@ class ACmixBase(nn.Module):
         InputError: A size, mode or number of heads is wrong.
     """
 
+    # Names in a state dict: alpha and beta, and what else only the convolution path has. A layer of
+    # attention alone has none of them.
+    RATES = ("rate1", "rate2")
+    CONVOLUTION = ("fc.weight", "fc.bias", "dep_conv.weight")
+
     def __init__(
         self,
         dim: int,
@@ -69,6 +74,11 @@ class ACmixBase(nn.Module):
             self.fc = nn.Conv2d(maps, kernel_conv**2, kernel_size=1, bias=fc_bias)
             self.dep_conv = ShiftKernels(self.head_dim, num_heads, kernel_conv, shift)
         self.reset_rates()
+
+    @classmethod
+    def attention_alone(cls) -> dict[str, Tensor]:
+        """Alpha = 1 and beta = 0 under their names: the layer computes its attention."""
+        return dict(zip(cls.RATES, (torch.ones(1), torch.zeros(1)), strict=True))
 
     def reset_rates(self) -> None:
         """Set the learned scalars of the mix to 0.5."""
