@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from acmix.checks import check_odd, check_positive, require
+from acmix.checks import check_odd, check_positive, has_shape, not_empty, require
 from acmix.functional import sliding_window_attention, sliding_window_paths
 from acmix.geometry import output_size, pixel_grid
 from acmix.modules.base import ACmixBase
@@ -84,7 +84,7 @@ class ACmix2d(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         qkv = project(x, self.conv1, self.conv2, self.conv3)
         att: Tensor | None

@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix.checks import check_choice, check_odd, check_positive, require
+from acmix.checks import check_choice, check_odd, check_positive, has_shape, not_empty, require
 from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
 from acmix.geometry import can_reflect, neighbours, pixel_grid
 from acmix.modules.base import ACmixBase
 from acmix.modules.children import affine_of, fx_leaf, has_statistics, is_plain
+from acmix.tracing import is_known
 
 SAN_ATTENTIONS = ("patchwise", "pairwise")
 
@@ -93,7 +94,7 @@ class PatchwiseACmix(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
         att = self._attend(q, k, v) if self.has_attention else None
@@ -116,7 +117,7 @@ class PatchwiseACmix(ACmixBase):
             neighbourhood_difference(a, b, kernel_size=self.kernel_att, backend=self.backend)
             for a, b in ((q, k), (position, position))
         )
-        pairs = torch.cat([relation, offset.expand(len(q), -1, -1, -1, -1)], dim=1)
+        pairs = torch.cat([relation, offset.expand(q.shape[0], -1, -1, -1, -1)], dim=1)
         return self.conv_w(pairs.flatten(3)).unflatten(3, q.shape[-2:]).softmax(dim=2)
 
     def _patchwise(self, q: Tensor, k: Tensor) -> Tensor:
@@ -131,7 +132,8 @@ class PatchwiseACmix(ACmixBase):
 
     def _shifted(self, k: Tensor) -> list[Tensor]:
         """K at every offset of the neighbourhood, row by row, as views."""
-        reflect = can_reflect(k.shape[-2:], self.kernel_att // 2)
+        size = k.shape[-2:]
+        reflect = not is_known(*size) or can_reflect(size, self.kernel_att // 2)
         return neighbours(k, self.kernel_att, reflect=reflect)
 
     def _patches(self, q: Tensor, k: Tensor) -> Tensor:
