@@ -17,7 +17,7 @@ from acmix.checks import (
     require,
 )
 from acmix.geometry import can_reflect, output_size
-from acmix.tracing import as_number, is_known
+from acmix.tracing import as_number, is_known, unflatten
 
 
 def sliding_window_attention(
@@ -206,7 +206,7 @@ def sliding_window_paths(
         _check_kernels(kernels, fc_weight.shape[0], head_dim)
         _check_window(**window)
         return joint(qkv, position, fc_weight, kernels, **window)
-    q, k, v = qkv.unflatten(1, (3, maps // 3, -1)).unbind(1)
+    q, k, v = unflatten(qkv, 1, (3, maps // 3, -1)).unbind(1)
     attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
     convolution = convolution_path(qkv, fc_weight, kernels, stride=stride, backend=backend)
     return attention.flatten(1, 2), convolution

@@ -53,8 +53,13 @@ def neighbours(
     size = x.shape[-2:]
     if not reflect and is_known(*size):
         _, stride, dilation = usable_window(size, kernel_size, stride, dilation)
+    padded = _padded(x, dilation * (kernel_size // 2), reflect)
+    return shifts_of(padded, kernel_size, stride, dilation)
+
+
+def shifts_of(padded: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1) -> list[Tensor]:
+    """Views of a padded map, (..., H, W), one for every offset of a window, row by row."""
     reach = dilation * (kernel_size - 1)
-    padded = _padded(x, reach // 2, reflect)
     # The end of a slice is counted from the end, where it is a number at any size.
     slices = [
         slice(start, start - reach or None, stride) for start in range(0, reach + 1, dilation)
@@ -74,7 +79,7 @@ def _padded(x: Tensor, pad: int, reflect: bool) -> Tensor:
 def _gathered_border(x: Tensor, pad: int) -> Tensor:
     """(B, ..., H, W) with a border that is reflected at sizes that can be, and zero at others."""
     height, width = x.shape[-2:]
-    mirror = reflects((height, width), pad, x.device)
+    mirror = exceeds((height, width), pad, x.device)
     rows, cols = (torch.arange(size + 2 * pad, device=x.device) - pad for size in (height, width))
     inside = is_inside(rows, height, mirror)[:, None] & is_inside(cols, width, mirror)
     x = x.index_select(-2, on_map(rows, height, mirror))
@@ -82,11 +87,11 @@ def _gathered_border(x: Tensor, pad: int) -> Tensor:
     return torch.where(inside, x, 0)
 
 
-def reflects(size: Sequence[int], pad: int, device: torch.device) -> Tensor:
-    """``can_reflect`` as a tensor, (1,), for a map of any size."""
+def exceeds(size: Sequence[int], length: int, device: torch.device) -> Tensor:
+    """Whether both sides of a map are longer than ``length``, (1,), for sizes left open."""
     height, width = size
-    pads = torch.full((1,), pad, device=device)
-    return (pads < height) & (pads < width)
+    lengths = torch.full((1,), length, device=device)
+    return (lengths < height) & (lengths < width)
 
 
 def on_map(index: Tensor, size: int, mirror: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Calls that are written down, by an exporter or a tracer, and the sizes that they leave open."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import SymInt, Tensor
@@ -48,3 +49,13 @@ def as_number(size: Size) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return int(size)
+
+
+def unflatten(x: Tensor, dim: int, sizes: Sequence[Size]) -> Tensor:
+    """``x.unflatten(dim, sizes)``, for a result whose shape is read.
+
+    The ONNX exporter of traces takes the shape that an unflatten has in the example for fixed.
+    """
+    if not torch.jit.is_tracing():
+        return x.unflatten(dim, sizes)
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])

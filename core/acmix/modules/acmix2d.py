@@ -10,6 +10,7 @@ from acmix.functional import sliding_window_attention, sliding_window_paths
 from acmix.geometry import output_size, pixel_grid
 from acmix.modules.base import ACmixBase
 from acmix.modules.children import fx_leaf, is_plain, project
+from acmix.tracing import unflatten
 
 
 class ACmix2d(ACmixBase):
@@ -104,7 +105,7 @@ class ACmix2d(ACmixBase):
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
-        q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
+        q, k, v = unflatten(qkv, 1, (3, self.num_heads, self.head_dim)).unbind(1)
         out = sliding_window_attention(q, k, v, self._position(qkv), **self._window())
         return out.flatten(1, 2)
 

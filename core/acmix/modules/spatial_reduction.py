@@ -8,7 +8,7 @@ from acmix.checks import check_positive, has_shape, require
 from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
 from acmix.modules.children import fx_leaf
-from acmix.tracing import as_number, at_least, is_known
+from acmix.tracing import as_number, at_least, is_known, unflatten
 
 
 class GlobalACmix(ACmixBase):
@@ -104,7 +104,7 @@ class GlobalACmix(ACmixBase):
         """Tokens that keys and values are made of, and the size of their map."""
         if self.sr_ratio == 1:
             return x, hw_shape
-        maps = x[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
+        maps = unflatten(x[:, extra:].transpose(1, 2), 2, hw_shape)
         # A map smaller than one reduction is filled up with zeros.
         bottom, right = (at_least(size, self.sr_ratio) - size for size in hw_shape)
         maps = self.sr(pad_missing(maps, (0, right, 0, bottom)))
@@ -129,8 +129,8 @@ class GlobalACmix(ACmixBase):
         small: tuple[int, int],
     ) -> Tensor:
         """F_conv of the pixels times beta, zero for the extra tokens, (B, T + H * W, C)."""
-        q_map = q[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
-        kv_map = kv[:, extra:].transpose(1, 2).unflatten(2, small)
+        q_map = unflatten(q[:, extra:].transpose(1, 2), 2, hw_shape)
+        kv_map = unflatten(kv[:, extra:].transpose(1, 2), 2, small)
         if self.sr_ratio > 1:
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
         out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.geometry import ceil_div, is_inside, on_map, reflects
+from acmix.geometry import ceil_div, exceeds, is_inside, on_map
 from acmix.tracing import as_number
 
 # As in the tiles of known sizes; 4 and 6 took twice as long here.
@@ -34,7 +34,7 @@ def sliding_window_attention(
     """See ``acmix.sliding_window_attention``; the position is in the keys already."""
     batch, height, width = q.shape[0], *q.shape[3:]
     heads, head_dim = as_number(q.shape[1]), as_number(q.shape[2])
-    mirror = reflects((height, width), dilation * (kernel_size // 2), q.device)
+    mirror = exceeds((height, width), dilation * (kernel_size // 2), q.device)
     rows, cols = (_Axis(size, kernel_size, stride, dilation, mirror) for size in (height, width))
     # One tile too many, as torch.export makes a guard of the question whether there is but one.
     # (No remainders here: the ONNX exporter has none by a number that is left open.)

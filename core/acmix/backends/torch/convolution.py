@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acmix.backends.folding import fold, widened
-from acmix.geometry import output_size
+from acmix.geometry import output_size, shifts_of
 from acmix.tracing import as_number
 
 # Folding the layer into the kernels saves its product and makes the convolution 3N / k_c² times as
@@ -62,11 +62,5 @@ def _grouped(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:
 def _shift_and_sum(f: Tensor, stride: int) -> Tensor:
     """Sum of the taps of (B, D, taps, H, W), each moved by its own offset."""
     size = math.isqrt(as_number(f.shape[2]))
-    height, width = f.shape[-2:]
-    padded = F.pad(f, (size // 2,) * 4)
-    offsets = [(dy, dx) for dy in range(size) for dx in range(size)]
-    taps = (
-        padded[:, :, tap, dy : dy + height : stride, dx : dx + width : stride]
-        for tap, (dy, dx) in enumerate(offsets)
-    )
-    return sum(taps, start=f.new_zeros(()))
+    shifted = shifts_of(F.pad(f, (size // 2,) * 4), size, stride)
+    return sum((x[:, :, tap] for tap, x in enumerate(shifted)), start=f.new_zeros(()))
