@@ -128,8 +128,8 @@ bool convolve_shape(const Shape& s, bool layered, int threads) {
     for (int round = 0; round < 2; round++) {
         Pixels<T> out(s.batch, s.kernel, s.depth, out_h, out_w, true, 5);
         Pixels<T> grad_in(s.batch, s.heads, s.depth, s.height, s.width, false, 6);
-        Tensor<T> grad_kernels({s.batch * bands, s.kernel * inputs, kernel, kernel, s.depth},
-                               false, 7);
+        Tensor<T> grad_kernels({s.batch * bands, s.kernel * inputs, kernel, kernel, s.depth}, false,
+                               7);
         Tensor<T> grad_layer({1, s.batch * bands, 5, columns, s.depth}, false, 8);
         call.in = in.map, call.out = out.map, call.grad_in = grad_in.map, call.backward = 0;
         call.grad_kernels = grad_kernels.data.data(), call.grad_layer = grad_layer.data.data();
