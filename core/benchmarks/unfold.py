@@ -21,7 +21,7 @@ def sliding_window_attention(
 ) -> Tensor:
     """Keys, values and positions of every window side by side."""
     batch, heads, depth, height, width = q.shape
-    size = output_size(height, width, stride)
+    size = output_size((height, width), stride)
     pad = dilation * (kernel_size // 2)
 
     def windows(x: Tensor) -> Tensor:

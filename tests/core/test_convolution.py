@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 import acmix
 from acmix import ops, reference
-from acmix.backends import cpu_backend
-from acmix.native import library
+from acmix.backends import cpu
+from acmix.backends.cpu import library
 from support import assert_within_error_budget, gradients
 
 needs_kernels = pytest.mark.skipif(
-    bool(cpu_backend.why_not("convolution_path", torch.empty(0))),
+    bool(cpu.why_not("convolution_path", torch.empty(0))),
     reason="the CPU kernels can't be built here",
 )
 BACKENDS = [pytest.param("cpu", marks=needs_kernels), "torch"]
@@ -237,7 +237,10 @@ def test_both_paths_of_no_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(qkv=torch.zeros(1, 13, 5, 5)), r"qkv=\(1, 13, 5, 5\): give \(B, 6 \* D, H, W\)"),
+        (
+            dict(qkv=torch.zeros(1, 13, 5, 5)),
+            r"qkv\.shape=\(1, 13, 5, 5\): give \(B, 6 \* D, H, W\)",
+        ),
         (dict(position=torch.zeros(2, 5, 4)), r"position\.shape=\(2, 5, 4\): must be \(2, 5, 5\)"),
         (dict(kernels=torch.zeros(4, 8, 3, 3)), r"kernels\.shape=.*: give \(a multiple of 2, 9,"),
         (dict(kernel_size=4), "kernel_size=4: give an odd size"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from acmix.native import build, library
+from acmix.backends.cpu import build, library
 
 DRIVER = Path(__file__).with_name("cpu_driver.cpp")
 VARIANTS = ["baseline", "avx2", "avx512"]

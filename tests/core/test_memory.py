@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from acmix.native import library
+from acmix.backends.cpu import library
 from support import ROOT
 
 pytestmark = [

@@ -11,7 +11,7 @@ import torch
 
 import acmix
 from acmix import info, reference
-from acmix.native import build, library
+from acmix.backends.cpu import build, library
 from support import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -116,7 +116,7 @@ def test_number_of_threads_is_torchs():
     out = run_python(
         """
         import os, threading, torch, acmix
-        from acmix.native import library
+        from acmix.backends.cpu import library
         torch.set_num_threads(1)
         x = torch.randn(2, 4, 16, 28, 28)
         library.load()
@@ -171,7 +171,7 @@ def test_unwritable_cache_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_may_build_at_once(tmp_path):
-    code = "from acmix.native import library; print(library.load().path)"
+    code = "from acmix.backends.cpu import library; print(library.load().path)"
     env = {**os.environ, "PYTHONPATH": str(ROOT / "core"), "ACMIX_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", code]
     running = [

@@ -227,7 +227,7 @@ def test_window_attention_error_budget(dtype):
             dict(k=torch.zeros(1, 2, 3, 4, 6)),
             r"k\.shape=\(1, 2, 3, 4, 6\): must be \(1, 2, 3, 4, 5\)",
         ),
-        (dict(q=torch.zeros(3, 4, 5)), r"q=\(3, 4, 5\): give it as \(B, N, D, H, W\)"),
+        (dict(q=torch.zeros(3, 4, 5)), r"q\.shape=\(3, 4, 5\): give it as \(B, N, D, H, W\)"),
         (dict(position=torch.zeros(2, 4, 5)), r"position\.shape"),
         (dict(kernel_size=4), r"kernel_size=4: give an odd size"),
         (dict(stride=0), r"stride=0: give a positive integer"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import acmix
 from acmix import ops, reference
-from acmix.backends import cpu_backend
+from acmix.backends import cpu
 from acmix.geometry import can_reflect
 from support import assert_within_error_budget, gradients
 
@@ -17,7 +17,7 @@ BACKENDS = [
     pytest.param(
         "cpu",
         marks=pytest.mark.skipif(
-            bool(cpu_backend.why_not("sliding_window_attention", torch.empty(0))),
+            bool(cpu.why_not("sliding_window_attention", torch.empty(0))),
             reason="the CPU kernels can't be built here",
         ),
     ),
@@ -171,10 +171,10 @@ def sample_calls(requires_grad):
         x.requires_grad_(requires_grad)
     last = [stored(x.detach(), "channels_last").requires_grad_(requires_grad) for x in (q, k, v)]
     return [
-        (ops.sliding_window_attention, (q, k, v, 5, 2, 1)),
-        (ops.sliding_window_attention, (*last, 3, 1, 2)),
+        (ops.attention, (q, k, v, 5, 2, 1)),
+        (ops.attention, (*last, 3, 1, 2)),
         (ops.aggregation, (values, weights, 3, 2, 1, True)),
-        (ops.subtraction, (q[:, 0], k[:, 0], 3, 2, 1, False)),
+        (ops.difference, (q[:, 0], k[:, 0], 3, 2, 1, False)),
     ]
 
 
@@ -212,7 +212,7 @@ def test_gradcheck(which):
 
 def test_second_derivative_is_refused():
     q, k, v = (x.requires_grad_() for x in random_maps(*[(1, 1, 2, 5, 5)] * 3))
-    out = ops.sliding_window_attention(q, k, v, 3, 1, 1)[0]
+    out = ops.attention(q, k, v, 3, 1, 1)[0]
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only: use backend='torch'"):
         grad.sum().backward()
@@ -254,7 +254,7 @@ def test_layer_exports_with_the_operator():
             dict(w=torch.zeros(1, 2, 9, 5, 5).double()),
             "w=torch.float64 on cpu: must be torch.float",
         ),
-        (dict(v=torch.zeros(4, 5, 5)), r"v=\(4, 5, 5\): give it as \(B, C, H, W\)"),
+        (dict(v=torch.zeros(4, 5, 5)), r"v\.shape=\(4, 5, 5\): give it as \(B, C, H, W\)"),
         (dict(kernel_size=2), "kernel_size=2: give an odd size"),
         (dict(stride=0), "stride=0: give a positive integer"),
     ],

@@ -22,7 +22,7 @@ from torch import nn
 
 from acmix.checkpoint import read_checkpoint, state_dict_of
 from acmix.errors import InputError
-from acmix.mm.checks import ClassCountHook
+from acmix.mm.classes import ClassesHook
 from acmix.mm.plain import PlainCheckpointHook
 from acmix.mm.weights import load_weights
 
@@ -39,7 +39,7 @@ class ACmixRunner(Runner):
         self._weights_must_fit = False
         super().__init__(*args, **kwargs)
         self.register_hook(PlainCheckpointHook())
-        self.register_hook(ClassCountHook())
+        self.register_hook(ClassesHook())
 
     def test(self) -> dict:
         """Test; the checkpoint must fill the whole model."""

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from acmix.backends.reasons import not_floating
 from acmix.reference import (
     convolution_path,
     neighbourhood_aggregation,
@@ -21,5 +22,5 @@ __all__ = [
 
 
 def why_not(op: str, x: Tensor) -> list[str]:
-    """Reasons against running ``op`` on tensors like ``x``: only a missing floating dtype."""
-    return [] if x.is_floating_point() else [f"dtype {x.dtype} is not floating point"]
+    """Reasons against running ``op`` on tensors like ``x``."""
+    return not_floating(x)

@@ -1,42 +1,80 @@
-"""The compiled convolution path.
+"""CPU kernels of the convolution path.
 
 Maps are channels last for the kernels, whatever the memory format of the call.
 """
+
+import math
 
 import torch
 from torch import Tensor
 
 from acmix import ops
-from acmix.geometry import output_size
-from acmix.native import library
-from acmix.native.windows import computable
+from acmix.backends.cpu import library
+from acmix.backends.folding import fold
+from acmix.geometry import one_hot_shifts, output_size
+from acmix.layout import channels_last, computable, in_format_of, new_map
+from acmix.ops.registration import kernel
+
+# Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal
+# at N = 4, where folding saves a pass.
+_MAX_FOLDED_MAPS = 12
 
 # Scratch of one unit of work, to stay in the second level cache.
 _BAND_BYTES = 512 << 10
 _VECTOR_BYTES = 64
 
 
-def convolution_forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
-    """Kernel of ``acmix::convolution``."""
-    out = convolve(channels_last(computable(maps)), layer, kernels, stride).to(maps.dtype)
-    return out if ops.is_channels_last(maps) else out.contiguous()
+def convolution_path(
+    qkv: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor | None,
+    fc_bias: Tensor | None,
+    *,
+    stride: int,
+) -> Tensor:
+    """See ``acmix.convolution_path``."""
+    taps, maps = fc_weight.shape
+    head_dim = qkv.shape[1] // maps
+    if kernels is None:
+        shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
+        kernels = shifts.expand(head_dim, *shifts.shape[-3:])
+    layer, kernels = foldable(fc_weight, kernels, fc_bias)
+    return ops.convolution(qkv.unflatten(1, (maps, head_dim)), layer, kernels, stride)
 
 
-def convolution_backward(
+def foldable(
+    fc_weight: Tensor, kernels: Tensor, fc_bias: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Layer and shift kernels as the operators take them: no layer where folding it is cheaper."""
+    maps = fc_weight.shape[1]
+    if fc_bias is not None:
+        # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
+        fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
+    if maps <= _MAX_FOLDED_MAPS:
+        return None, fold(kernels, fc_weight)
+    return fc_weight, kernels
+
+
+@kernel(ops.convolution, "CPU")
+def _forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+    return in_format_of(maps, convolve(channels_last(computable(maps)), layer, kernels, stride))
+
+
+@kernel(ops.convolution_backward, "CPU")
+def _backward(
     grad: Tensor, maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Kernel of ``acmix::convolution_backward``; without a layer its gradient is empty."""
+    """Without a layer its gradient is empty."""
     x = channels_last(computable(maps))
-    dx = ops.new_map(x.new_empty, x.shape)
+    dx = new_map(x.new_empty, x.shape)
     grads = convolve_backward(computable(grad), x, layer, kernels, stride, dx, add=False)
-    dx = dx.to(maps.dtype)
-    return dx if ops.is_channels_last(maps) else dx.contiguous(), *grads
+    return in_format_of(maps, dx), *grads
 
 
 def convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
     """The path of channels-last maps, (B, D * N, H', W'), channels last."""
     batch, count, depth, height, width = x.shape
-    size = output_size(height, width, stride)
+    size = output_size((height, width), stride)
     out = x.new_empty((batch, *size, kernels.shape[0]))
     weights = _by_output(kernels, x)
     row = stride * weights.shape[1] * (width + kernels.shape[-1])
@@ -86,13 +124,6 @@ def convolve_backward(
     dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
     dlayer = kernels.new_empty(0) if layer is None else dlayer.sum((0, 3)).to(layer.dtype)
     return dlayer, dkernels.to(kernels.dtype)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """(B, maps, D, H, W) with the channels of a map as neighbours in memory."""
-    if x.stride(2) == 1 or x.shape[2] == 1:
-        return x
-    return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
 
 
 def _by_output(kernels: Tensor, x: Tensor) -> Tensor:

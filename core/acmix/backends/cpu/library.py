@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from acmix.native import build
+from acmix.backends.cpu import build
 
 ISAS = ("baseline", "avx2", "avx512")
 MAX_MAPS = 8
@@ -205,7 +205,7 @@ def load() -> Library:
 
     Raises:
         OSError: The file can't be loaded.
-        acmix.native.build.BuildError: It can't be built.
+        acmix.backends.cpu.build.BuildError: It can't be built.
     """
     found, problem = _load_once()
     if problem is not None:

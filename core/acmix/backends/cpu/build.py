@@ -1,7 +1,7 @@
 """Build the CPU library from ``acmix/csrc/cpu`` with the C++ compiler at hand.
 
-``python -m acmix.native.build`` builds it now and prints where. Needs nothing but the standard
-library, so that ``setup.py`` can load this file before torch is installed.
+``python -m acmix.backends.cpu.build`` builds it now and prints where. Needs nothing but the
+standard library, so that ``setup.py`` can load this file before torch is installed.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 SOURCE = PACKAGE / "csrc" / "cpu"
 INSTALLED = Path(__file__).resolve().parent / "lib" / "libacmix_cpu.so"
 

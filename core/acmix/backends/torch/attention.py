@@ -1,8 +1,8 @@
-"""Operators in plain torch, without a k²-fold copy of any map.
+"""Sliding window attention and attention inside windows, in plain torch.
 
-Sliding window attention runs as dense attention of small query tiles over their halo of keys, so
-the work is done by torch's fused attention. A tile of T×T queries reads (T + k - 1)² keys: about
-four times the keys for the tiles below, instead of k² = 49 times. Measured on two AVX-512 cores
+The sliding window runs as dense attention of small query tiles over their halo of keys, so the
+work is done by torch's fused attention. A tile of T×T queries reads (T + k - 1)² keys: about four
+times the keys for the tiles below, instead of k² = 49 times. Measured on two AVX-512 cores
 (batch 4, 64 channels, 56², k = 7): 10 ms against 219 ms for the unfold algorithm.
 """
 
@@ -12,22 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.backends.folding import fold, widened
-from acmix.geometry import can_reflect, neighbours, output_size
+from acmix.geometry import can_reflect, output_size, usable_window
 
 # Larger tiles waste matrix work on masked keys, smaller ones copy more halo; 7 and 8 were the
 # fastest of 4, 7, 8 and 14 at every stage of ResNet-ACmix.
 _MAX_TILE = 8
-
-# Folding the layer into the kernels saves its product and makes the convolution 3N / k_c² times as
-# large. On two AVX-512 cores it wins for 12 maps (56²: 5.8 against 6.6 ms, training step 19 against
-# 27), and loses for 18 (28²: 6.0 against 3.5 ms).
-_MAX_FOLDED_MAPS = 12
-
-
-def why_not(op: str, x: Tensor) -> list[str]:
-    """Reasons against running ``op`` on tensors like ``x``: only a missing floating dtype."""
-    return [] if x.is_floating_point() else [f"dtype {x.dtype} is not floating point"]
 
 
 def sliding_window_attention(
@@ -46,12 +35,16 @@ def sliding_window_attention(
         # position_r belongs to the key alone: the position term is a change of the keys.
         k = k - position
     height, width = q.shape[-2:]
-    out_h, out_w = output_size(height, width, stride)
+    out_h, out_w = output_size((height, width), stride)
     pad = dilation * (kernel_size // 2)
-    if can_reflect(height, width, pad):
+    if can_reflect((height, width), pad):
         inside = None
         k, v = _pad_reflect(k, pad), _pad_reflect(v, pad)
     else:
+        kernel_size, stride, dilation = usable_window(
+            (height, width), kernel_size, stride, dilation
+        )
+        pad = dilation * (kernel_size // 2)
         inside = F.pad(q.new_ones(height, width, dtype=torch.bool), (pad,) * 4)
         k, v = F.pad(k, (pad,) * 4), F.pad(v, (pad,) * 4)
     q = q[..., ::stride, ::stride]
@@ -88,87 +81,6 @@ def window_attention(
         logits = (per_image + mask.unsqueeze(1)).flatten(0, 1)
     # A mask or a bias in float32 lifts the logits of a half-precision model to float32.
     return F.dropout(logits.softmax(dim=-1), dropout).to(v.dtype) @ v
-
-
-def convolution_path(
-    qkv: Tensor,
-    fc_weight: Tensor,
-    kernels: Tensor | None,
-    fc_bias: Tensor | None,
-    *,
-    stride: int,
-) -> Tensor:
-    """See ``acmix.convolution_path``."""
-    maps = fc_weight.shape[1]
-    head_dim = qkv.shape[1] // maps
-    # Channels last, the layer is one small matrix product a pixel whose result is in the
-    # channel order of the grouped convolution; channels first it needs a transposed copy.
-    pixels = qkv.permute(0, 2, 3, 1).unflatten(-1, (maps, head_dim)).transpose(-2, -1)
-    if kernels is not None and maps <= _MAX_FOLDED_MAPS:
-        out = _grouped(pixels, fold(kernels, fc_weight), stride)
-        return out if fc_bias is None else out + _of_bias(fc_bias, kernels, qkv, stride)
-    f = F.linear(pixels, fc_weight, fc_bias)
-    if kernels is None:
-        return _shift_and_sum(f.permute(0, 3, 4, 1, 2), stride)
-    return _grouped(f, kernels, stride)
-
-
-def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tensor:
-    """What the bias of the layer adds to the path, (C, H', W').
-
-    The same at all pixels but those at the border, where the padding comes after the layer and
-    cuts it off.
-    """
-    size, (height, width) = kernels.shape[-1], qkv.shape[2:]
-    summed = torch.einsum("cik,i->ck", widened(kernels.flatten(2)), widened(fc_bias))
-    inside = F.unfold(summed.new_ones(1, 1, height, width), size, padding=size // 2, stride=stride)
-    out = (summed @ inside[0]).unflatten(1, output_size(height, width, stride))
-    return out.to(qkv.dtype)
-
-
-def _grouped(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    """Convolve (B, H, W, D, maps), one group a channel d."""
-    groups, padding = maps.shape[3], kernels.shape[-1] // 2
-    x = maps.flatten(-2).permute(0, 3, 1, 2)
-    return F.conv2d(x, kernels, stride=stride, padding=padding, groups=groups)
-
-
-def neighbourhood_aggregation(
-    v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
-) -> Tensor:
-    """See ``acmix.neighbourhood_aggregation``; offset by offset, no k²-fold copy of the values."""
-    dtype = v.dtype
-    if dtype.itemsize == 2:
-        # Sums of half precision products, and of their gradients, are kept in single precision.
-        v, w = v.float(), w.float()
-    shifted = neighbours(v.unflatten(1, (-1, w.shape[1])), kernel_size, stride, dilation, reflect)
-    terms = (w[:, None, :, o] * x for o, x in enumerate(shifted))
-    return sum(terms, start=v.new_zeros(())).flatten(1, 2).to(dtype)
-
-
-def neighbourhood_difference(
-    a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
-) -> Tensor:
-    """See ``acmix.neighbourhood_difference``."""
-    dtype = a.dtype
-    if dtype.itemsize == 2:
-        # For the gradients, which sum k² numbers.
-        a, b = a.float(), b.float()
-    centre = a[..., ::stride, ::stride]
-    shifted = neighbours(b, kernel_size, stride, dilation, reflect)
-    return torch.stack([(centre - x).to(dtype) for x in shifted], dim=2)
-
-
-def _shift_and_sum(f: Tensor, stride: int) -> Tensor:
-    """Sum of the taps of (B, D, taps, H, W), each moved by its own offset."""
-    size = math.isqrt(f.shape[2])
-    height, width = f.shape[-2:]
-    padded = F.pad(f, (size // 2,) * 4)
-    offsets = [(dy, dx) for dy in range(size) for dx in range(size)]
-    return sum(
-        padded[:, :, tap, dy : dy + height : stride, dx : dx + width : stride]
-        for tap, (dy, dx) in enumerate(offsets)
-    )
 
 
 def _attend_in_tiles(

@@ -1,13 +1,32 @@
-"""The compiled joint operator: attention and convolution path on one set of projections."""
+"""CPU kernels of both paths on one set of projections: attention and convolution path."""
 
 from torch import Tensor
 
 from acmix import ops
-from acmix.native.convolution import channels_last, convolve, convolve_backward
-from acmix.native.windows import attend, attend_backward, computable
+from acmix.backends.cpu.attention import attend, attend_backward
+from acmix.backends.cpu.convolution import convolve, convolve_backward, foldable
+from acmix.layout import channels_last, computable, in_format_of, maps_of, new_map
+from acmix.ops.registration import kernel
 
 
-def paths_forward(
+def sliding_window_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    *,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``acmix.sliding_window_paths``."""
+    layer, kernels = foldable(fc_weight, kernels, None)
+    heads = fc_weight.shape[1] // 3
+    return ops.paths(qkv, position, layer, kernels, heads, kernel_size, stride, dilation)[:2]
+
+
+@kernel(ops.paths, "CPU")
+def _forward(
     qkv: Tensor,
     position: Tensor,
     layer: Tensor | None,
@@ -17,20 +36,19 @@ def paths_forward(
     stride: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Kernel of ``acmix::paths``."""
-    maps = _packed(qkv, heads)
+    like, maps = maps_of(qkv, heads), _packed(qkv, heads)
     attention, lse = attend(
         *maps.unflatten(1, (3, heads)).unbind(1),
         _position_of_keys(position, maps, heads),
         (kernel_size, stride, dilation),
+        like=maps,
     )
-    results = [attention.flatten(1, 2), convolve(maps, layer, kernels, stride)]
-    if not ops.is_channels_last(ops.maps_of(qkv, heads)):
-        results = [x.contiguous() for x in results]
-    return *(x.to(qkv.dtype) for x in results), lse
+    convolution = convolve(maps, layer, kernels, stride)
+    return in_format_of(like, attention.flatten(1, 2)), in_format_of(like, convolution), lse
 
 
-def paths_backward(
+@kernel(ops.paths_backward, "CPU")
+def _backward(
     grad_attention: Tensor,
     grad_convolution: Tensor,
     qkv: Tensor,
@@ -43,10 +61,10 @@ def paths_backward(
     stride: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Kernel of ``acmix::paths_backward``: both paths sum up in one gradient of the projections."""
+    """Both paths sum up in one gradient of the projections."""
     maps = _packed(qkv, heads)
     # Queries between the strides have no gradient.
-    dmaps = ops.new_map(maps.new_zeros if stride > 1 else maps.new_empty, maps.shape)
+    dmaps = new_map(maps.new_zeros if stride > 1 else maps.new_empty, maps.shape)
     grads = dmaps.unflatten(1, (3, heads)).unbind(1)
     attend_backward(
         computable(grad_attention).unflatten(1, (heads, -1)),
@@ -58,19 +76,16 @@ def paths_backward(
     )
     # One axis at a time: torch is some twenty times slower on both.
     dkeys = grads[1].permute(0, 3, 4, 1, 2).sum(0).sum(2)
-    dposition = dkeys.permute(2, 0, 1).neg().to(position.dtype)
+    dposition = dkeys.permute(2, 0, 1).neg().to(position.dtype).contiguous()
     weights = convolve_backward(
         computable(grad_convolution), maps, layer, kernels, stride, dmaps, add=True
     )
-    dqkv = dmaps.flatten(1, 2).to(qkv.dtype)
-    if not ops.is_channels_last(ops.maps_of(qkv, heads)):
-        dqkv = dqkv.contiguous()
-    return dqkv, dposition, *weights
+    return in_format_of(maps_of(qkv, heads), dmaps.flatten(1, 2)), dposition, *weights
 
 
 def _packed(qkv: Tensor, heads: int) -> Tensor:
     """All maps, (B, 3N, D, H, W), channels last and in the kernels' dtype."""
-    return channels_last(computable(ops.maps_of(qkv, heads)))
+    return channels_last(computable(maps_of(qkv, heads)))
 
 
 def _position_of_keys(position: Tensor, maps: Tensor, heads: int) -> Tensor:

@@ -1,24 +1,11 @@
-"""The CUDA kernels by source and template arguments, and how a map is cut into tiles."""
+"""How a map is cut into tiles, one block of threads each."""
 
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-SOURCES = ("attention", "aggregation", "subtraction")
-KERNEL_SIZES = (3, 5, 7)
-TILED_STRIDES = (1, 2)
-TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.float16: "__half",
-    torch.bfloat16: "__nv_bfloat16",
-}
-# No fast-math: the log-sum-exp of the forward must be the one that the backward subtracts.
-COMPILE_OPTIONS = ("-std=c++17",)
-# Channels of one thread: CHANNELS of aggregation.cu.
-CHANNELS = 8
+from acmix.checks import require
 
 # The bound that every kernel was compiled for.
 _THREADS = 128
@@ -31,48 +18,6 @@ _MAX_BLOCK_DEPTH = 64
 # Two for each multiprocessor of an H100: maps of 7×7 fill a device with many small blocks rather
 # than with few full ones.
 _ENOUGH_BLOCKS = 264
-
-
-@cache
-def source(stem: str) -> str:
-    """The whole text of a kernel file, the shared header in place of its ``#include``."""
-    folder = Path(__file__).parents[1] / "csrc" / "cuda"
-    header = (folder / "common.cuh").read_text()
-    return (folder / f"{stem}.cu").read_text().replace('#include "common.cuh"', header)
-
-
-def query_rows(kernel_size: int, dtype: torch.dtype) -> int:
-    """Queries of one thread of the tiled forward kernel, as many as registers can hold."""
-    rows = {3: 4, 5: 4, 7: 2}[kernel_size]
-    return rows // 2 if dtype == torch.float64 else rows
-
-
-def has_tiles(kernel_size: int, stride: int, dilation: int, dtype: torch.dtype) -> bool:
-    """Whether the tiled attention kernels were compiled for this window.
-
-    The 2 * 49 double sums of a 7×7 window don't fit the registers of a thread.
-    """
-    fits = kernel_size < 7 or dtype != torch.float64
-    return fits and dilation == 1 and kernel_size in KERNEL_SIZES and stride in TILED_STRIDES
-
-
-def names(stem: str, dtype: torch.dtype) -> list[str]:
-    """Name expressions of every instantiation of a source for one dtype."""
-    kind = TYPES[dtype]
-    if stem == "attention":
-        windows = [(size, step) for size in KERNEL_SIZES for step in TILED_STRIDES]
-        tiled = [window for window in windows if has_tiles(*window, 1, dtype)]
-        return [
-            *(f"{stem}_forward<{kind}, {k}, {s}, {query_rows(k, dtype)}>" for k, s in tiled),
-            *(f"{stem}_grad_query<{kind}, {k}, {s}>" for k, s in tiled),
-            *(f"{stem}_grad_key<{kind}, {k}, {s}>" for k, s in tiled),
-            *(f"{stem}_{part}_any<{kind}>" for part in ("forward", "grad_query", "grad_key")),
-        ]
-    parts = {
-        "aggregation": ("forward", "grad_value", "grad_weight"),
-        "subtraction": ("forward", "grad_first", "grad_second"),
-    }[stem]
-    return [f"{stem}_{part}<{kind}, {k}>" for part in parts for k in (0, *KERNEL_SIZES)]
 
 
 class Pixels(NamedTuple):
@@ -102,7 +47,7 @@ class Tiles(NamedTuple):
 
 
 def cut_tiles(
-    size: tuple[int, int],
+    size: Sequence[int],
     planes: int,
     channels: int,
     dtype: torch.dtype,
@@ -147,3 +92,10 @@ def _even(size: int, limit: int) -> tuple[int, int]:
     """Length and number of the fewest tiles of at most ``limit``, cut evenly."""
     count = -(-size // limit)
     return -(-size // count), count
+
+
+def check_plane(size: Sequence[int], kernel_size: int, stride: int, dilation: int) -> None:
+    """Refuse what 32-bit positions within one channel cannot count."""
+    reach = max(size) + stride + dilation * kernel_size
+    fits = size[0] * size[1] < 2**31 and reach < 2**30
+    require(fits, "map size", tuple(size), "a kernel counts fewer than 2**31 pixels a channel")
