@@ -20,10 +20,10 @@ struct Map {
     int64_t stride[5];
 };
 
-// The k x k neighbourhood of every query: pixels `dilation` apart around each `stride`-th pixel.
-// batch to width are those of the map that it lies in; kernel is odd, and threads, kernel, stride
-// and dilation are positive. Outside that map pixels are reflected, which needs
-// dilation * (kernel / 2) below height and width, or else zero, or left out of a softmax.
+// The k x k neighbourhood of every query: pixels `dilation` apart around each `stride`-th pixel of
+// a map of sizes batch to width; kernel is odd, and threads, kernel, stride and dilation are
+// positive. Pixels outside that map are reflected, which needs dilation * (kernel / 2) below height
+// and width, or else are zero, or left out of a softmax.
 struct Window {
     int32_t backward, type, reflect, threads;
     int64_t batch, heads, depth, height, width, kernel, stride, dilation;
@@ -51,16 +51,16 @@ struct Difference {
     Map a, b, out, grad, grad_a, grad_b;
 };
 
-// The convolution path. Maps have a layout here: the channels of `in` and `grad_in` are neighbours
-// in memory, and so are the outputs of one channel in `out` and `grad`.
+// The convolution path. Maps have a layout here: the channels of `input` and `grad_input` are
+// neighbours in memory, and so are the outputs of one channel in `out` and `grad`.
 struct Convolution {
     int32_t backward, type, threads;
     int32_t ones;                                 // one map more, of ones
-    int32_t add;                                  // whether grad_in is added to
+    int32_t add;                                  // whether grad_input is added to
     int64_t batch, maps, taps, outs, depth;       // taps: maps that the layer makes; 0: no layer
     int64_t height, width, kernel, stride, band;  // band: rows of one unit of work
     const void *layer, *kernels;                  // (taps, maps), (outs, taps, k, k, depth)
-    Map in, out, grad, grad_in;                   // (batch, map, channel, row, column)
+    Map input, out, grad, grad_input;             // (batch, map, channel, row, column)
     void *grad_layer, *grad_kernels;              // a summand for each image and band
 };
 

@@ -80,10 +80,10 @@ struct ConvolutionUnit {
 
     // Maps of one row of the image, and that of ones.
     void copy_row(T* to, int64_t y) const {
-        const T* from = plane(call.in, y);
-        for (int64_t x = 0; x < call.width; x++, from += call.in.stride[4]) {
+        const T* from = plane(call.input, y);
+        for (int64_t x = 0; x < call.width; x++, from += call.input.stride[4]) {
             for (int64_t m = 0; m < call.maps; m++, to += L) {
-                copy_pixel(to, from + m * call.in.stride[1]);
+                copy_pixel(to, from + m * call.input.stride[1]);
             }
             if (call.ones) S::store(to, S::all(1)), to += L;
         }
@@ -201,7 +201,7 @@ struct ConvolutionUnit {
     void backward(Arena& arena) const {
         int64_t most = arena.base == nullptr ? call.band : rows, loaded = most + 2 * pad;
         bool has_layer = call.taps > 0;
-        const Map& to = call.grad_in;
+        const Map& to = call.grad_input;
         Pixels row = layer_pixels(arena);
         Pixels same = pixels(arena, most, call.width, grads.row_size, grads.pixel_size,
                              has_layer ? changes.row_size : to.stride[3],
