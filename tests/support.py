@@ -1,5 +1,6 @@
 """Helpers that tests of several packages share."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from acmix.modules import ACmixBase
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -75,7 +78,39 @@ def assert_within_error_budget(
     for name, truth, theirs, ours in zip(names, *columns, strict=True):
         if truth is None:
             continue
-        floor = torch.finfo(dtype).eps * truth.abs().max()
-        budget = 2 * (theirs.double() - truth).abs().max() + floor
-        error = (ours.double() - truth).abs().max()
-        assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
+        _assert_in_budget(name, truth, theirs, ours, dtype)
+
+
+def assert_module_within_error_budget(module: nn.Module, inputs: tuple, dtype: torch.dtype) -> None:
+    """Output and input gradient in ``dtype``: errors at most twice those of plain torch.
+
+    Both are measured against double precision, with weights and input rounded alike.
+    """
+    rounded = copy.deepcopy(module).to(dtype)
+    plain = copy.deepcopy(rounded)
+    for layer in plain.modules():
+        if isinstance(layer, ACmixBase):
+            layer.backend = "torch"
+    exact, x = copy.deepcopy(plain).double(), inputs[0].to(dtype)
+
+    def run(network: nn.Module, image: Tensor) -> list[Tensor]:
+        out, grads = gradients(lambda t: _first(network(t, *inputs[1:])), image)
+        return [out, *grads]
+
+    results = run(exact, x.double()), run(plain, x), run(rounded, x)
+    for name, truth, theirs, ours in zip(("output", "gradient"), *results, strict=True):
+        assert ours.dtype == dtype
+        _assert_in_budget(name, truth, theirs, ours, dtype)
+
+
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def _assert_in_budget(
+    name: str, truth: Tensor, theirs: Tensor, ours: Tensor, dtype: torch.dtype
+) -> None:
+    floor = torch.finfo(dtype).eps * truth.abs().max()
+    budget = 2 * (theirs.double() - truth).abs().max() + floor
+    error = (ours.double() - truth).abs().max()
+    assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
