@@ -1,6 +1,7 @@
 """Small training runs within the test's own process."""
 
 import shutil
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
@@ -73,10 +74,8 @@ def run(cfg: Config, *hooks: Hook) -> ACmixRunner:
         runner = QuickRunner.from_cfg(cfg)
         for hook in hooks:
             runner.register_hook(hook)
-        try:
+        with suppress(Stopped):
             runner.train()
-        except Stopped:
-            pass
     return runner
 
 

@@ -5,6 +5,7 @@ hands the rest to the message hub and the hooks as it is. Only what is listed he
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -39,15 +40,25 @@ def admit_training_state(checkpoint: dict, source: str) -> dict:
             f"{source}: has weights but no training state to resume; "
             "start from it with --cfg-options load_from=..."
         )
-    taken = {"state_dict": state_dict_of(checkpoint, source)}
-    try:
-        for name, take in _KEYS.items():
-            if name in checkpoint:
-                taken[name] = take(checkpoint[name], name)
-    except _WrongType as error:
-        raise CheckpointError(f"{source}: {error}; resume from a checkpoint of this run") from None
-    taken.setdefault("message_hub", _message_hub({}, "message_hub"))
-    return taken
+    taken = {"message_hub": _message_hub({}, ""), **_take(_KEYS, checkpoint, source)}
+    return {**taken, "state_dict": state_dict_of(checkpoint, source)}
+
+
+def admit_weights(checkpoint: dict, source: str) -> dict:
+    """The weights of a checkpoint of any origin, and their averages where it has them.
+
+    Args:
+        checkpoint: As it was read.
+        source: File name for messages.
+
+    Returns:
+        ``state_dict``, and where the file has it ``ema_state_dict``.
+
+    Raises:
+        CheckpointError: There are no weights, or something among them is no tensor.
+    """
+    averages = _take({"ema_state_dict": _tensors}, checkpoint, source)
+    return {**averages, "state_dict": state_dict_of(checkpoint, source)}
 
 
 def class_names(checkpoint: dict) -> tuple[str, ...] | None:
@@ -58,6 +69,15 @@ def class_names(checkpoint: dict) -> tuple[str, ...] | None:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)
+
+
+def _take(keys: dict[str, Callable], checkpoint: dict, source: str) -> dict:
+    try:
+        return {
+            name: take(checkpoint[name], name) for name, take in keys.items() if name in checkpoint
+        }
+    except _WrongType as error:
+        raise CheckpointError(f"{source}: {error}; give a checkpoint of this project") from None
 
 
 def _meta(meta: Any, name: str) -> dict:

@@ -13,13 +13,13 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from acmix.checkpoint import state_dict_of
-from acmix.errors import CheckpointError
-from acmix.mm.admission import admit_training_state, class_names
+from acmix.errors import CheckpointError, InputError
+from acmix.mm.admission import admit_training_state, admit_weights, class_names
 from acmix.mm.checkpoint_hook import SafeCheckpointHook
 from acmix.mm.classes import ClassesHook
 from acmix.mm.explain import unwritable
 from acmix.mm.files import whole_file
+from acmix.mm.finite import FiniteHook
 from acmix.mm.loaders import repeatable
 from acmix.mm.plain import PlainCheckpointHook
 from acmix.mm.process_state import process_state, unwrapped
@@ -54,7 +54,7 @@ class ACmixRunner(Runner):
         self.resumed_state: dict | None = None
         self.loaded_classes: tuple[str, ...] | None = None
         super().__init__(*args, **kwargs)
-        for hook in (ClassesHook(), ResumeHook(), PlainCheckpointHook()):
+        for hook in (ClassesHook(), FiniteHook(), ResumeHook(), PlainCheckpointHook()):
             self.register_hook(hook)
 
     def train(self) -> nn.Module:
@@ -84,6 +84,13 @@ class ACmixRunner(Runner):
         elif self.resumed_from is not None:
             self.resume(self.resumed_from)
 
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Go on from a checkpoint of this project, which has a training state."""
+        self._resume = True
+        if self.resumed_state is None:
+            self._admit(filename)
+        super().resume(filename, *args, **kwargs)
+
     def load_checkpoint(
         self,
         filename: str,
@@ -99,20 +106,21 @@ class ACmixRunner(Runner):
         Raises:
             CheckpointError: The file is no checkpoint, hides code, or fits another model.
         """
-        model = unwrapped(self.model)
-        target = unwrapped(model.module) if isinstance(model, BaseTTAModel) else model
         if self._resume:
-            taken = self._fitted_state(filename)
-            self.call_hook("after_load_checkpoint", checkpoint=taken)
-            load_weights(target, taken["state_dict"], filename, complete=True)
+            taken, complete = self._fitted_state(filename), True
         else:
             content = read_anywhere(filename, map_location)
             self.loaded_classes = class_names(content)
-            complete = strict or self._weights_must_fit
-            load_weights(target, state_dict_of(content, filename), filename, complete=complete)
-            # Hooks expect the names of this model.
-            taken = {"state_dict": model.state_dict()}
-            self.call_hook("after_load_checkpoint", checkpoint=taken)
+            taken, complete = admit_weights(content, filename), strict or self._weights_must_fit
+        model = unwrapped(self.model)
+        target = unwrapped(model.module) if isinstance(model, BaseTTAModel) else model
+        if self._resume or "ema_state_dict" in taken:
+            self._call_load_hooks(taken, filename)
+            load_weights(target, taken["state_dict"], filename, complete=complete)
+        else:
+            load_weights(target, taken["state_dict"], filename, complete=complete)
+            # Of any origin before; hooks expect the names of this model.
+            self._call_load_hooks({"state_dict": model.state_dict()}, filename)
         self._has_loaded = True
         return taken
 
@@ -187,14 +195,22 @@ class ACmixRunner(Runner):
         model = revert_sync_batchnorm(model)
         return MMDistributedDataParallel(model, broadcast_buffers=False)
 
+    def _call_load_hooks(self, taken: dict, filename: str) -> None:
+        try:
+            self.call_hook("after_load_checkpoint", checkpoint=taken)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{filename}: its averaged weights are of another model; give one of this model"
+            ) from error
+
     def _choose_checkpoint(self) -> None:
-        """Find and read what the run goes on from, and take its seed before loaders are built."""
+        """Find and read what the run goes on from."""
         # The first process chooses, as the others might see the files at another moment.
         choice: list = [None, None]
         if self.rank == 0:
             try:
                 choice[0] = self._first_intact()
-            except CheckpointError as error:
+            except InputError as error:
                 choice[1] = error
         broadcast_object_list(choice)
         path, error = choice
@@ -204,8 +220,13 @@ class ACmixRunner(Runner):
         if path is None:
             return
         if self.resumed_state is None:
-            self.resumed_state = admit_training_state(read_anywhere(path), path)
-        self.resumed_from = path
+            self._admit(path)
+
+    def _admit(self, path: str | Path) -> None:
+        """Take the training state and the seed of a checkpoint, before loaders are built."""
+        content = read_anywhere(path)
+        self.resumed_state = admit_training_state(content, str(path))
+        self.loaded_classes, self.resumed_from = class_names(content), str(path)
         seed = self.resumed_state["meta"]["seed"]
         if seed is not None:
             self._randomness_cfg["seed"] = seed
@@ -219,8 +240,8 @@ class ACmixRunner(Runner):
         refused = []
         for path in hook.candidates(self) if hook else ():
             try:
-                self.resumed_state = admit_training_state(read_anywhere(path), str(path))
-            except CheckpointError as error:
+                self._admit(path)
+            except InputError as error:
                 refused.append(str(error))
                 self.logger.warning(f"Passed over: {error}")
             else:

@@ -1,0 +1,98 @@
+"""A run whose numbers are no numbers any more is stopped, and says where it happened."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import HOOKS
+from torch import nn
+
+from acmix.errors import InputError
+from acmix.mm.process_state import unwrapped
+from acmix.modules.base import ACmixBase
+
+_SHOWN = 4
+
+
+@HOOKS.register_module()
+class FiniteHook(Hook):
+    """Stops a training whose loss, gradients or weights are not finite."""
+
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Check the losses and the norm of the gradients.
+
+        Raises:
+            InputError: One of them is not finite.
+        """
+        for name, value in _watched(runner, outputs or {}):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{_place(runner)}: {name} is {value}{_circumstances(runner, data_batch)}; "
+                    "lower the learning rate or lengthen its warm-up, clip gradients with "
+                    "optim_wrapper.clip_grad, look at these images, and go on with --resume"
+                )
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Check the weights that are to be saved.
+
+        Raises:
+            InputError: Some are not finite; earlier checkpoints are untouched.
+        """
+        weights = checkpoint["state_dict"]
+        for name, _ in unwrapped(runner.model).named_parameters():
+            if name in weights and not torch.isfinite(weights[name]).all():
+                raise InputError(
+                    f"{_place(runner)}: {name} is not finite{_circumstances(runner, None)}, so no "
+                    "checkpoint is saved; lower the learning rate or clip gradients with "
+                    "optim_wrapper.clip_grad, and go on with --resume"
+                )
+
+
+def _watched(runner, outputs: dict) -> Iterator[tuple[str, float]]:
+    for name, value in outputs.items():
+        if "loss" in name:
+            yield name, float(value)
+    # Mixed precision finds its loss scale by such gradients, and passes them over.
+    scalars = runner.message_hub.log_scalars
+    if "train/grad_norm" in scalars and not isinstance(runner.optim_wrapper, AmpOptimWrapper):
+        yield "the norm of the gradients", float(scalars["train/grad_norm"].current())
+
+
+def _place(runner) -> str:
+    return f"iteration {runner.iter + 1} (epoch {runner.epoch + 1})"
+
+
+def _circumstances(runner, batch: Any) -> str:
+    """Learning rate, alpha and beta of the layers, and the images of the batch."""
+    rates = runner.optim_wrapper.get_lr().values()
+    parts = [f"; learning rate {max(rate for group in rates for rate in group):.3g}"]
+    parts += _mix_ranges(unwrapped(runner.model))
+    images = _images(batch)
+    if images:
+        rest = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+        parts.append(f"images {', '.join(images[:_SHOWN])}{rest}")
+    return ", ".join(parts)
+
+
+def _mix_ranges(model: nn.Module) -> list[str]:
+    """The smallest and the largest alpha and beta of all layers."""
+    layers = [layer for layer in model.modules() if isinstance(layer, ACmixBase)]
+    ranges = []
+    for symbol, name in zip(("alpha", "beta"), ACmixBase.RATES, strict=True):
+        values = [getattr(layer, name).item() for layer in layers if hasattr(layer, name)]
+        if values:
+            ranges.append(f"{symbol} {min(values):.3g} to {max(values):.3g}")
+    return ranges
+
+
+def _images(batch: Any) -> list[str]:
+    samples = batch.get("data_samples") if isinstance(batch, dict) else None
+    if not isinstance(samples, Sequence):
+        return []
+    paths = (getattr(sample, "img_path", None) for sample in samples)
+    return [str(path) for path in paths if path]
