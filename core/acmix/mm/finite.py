@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
-from torch import nn
+from torch import Tensor
 
 from acmix.errors import InputError
 from acmix.mm.process_state import unwrapped
@@ -21,6 +21,19 @@ _SHOWN = 4
 class FiniteHook(Hook):
     """Stops a training whose loss, gradients or weights are not finite."""
 
+    def before_train(self, runner) -> None:
+        """Look for the layers whose alpha and beta are reported."""
+        layers = [m for m in unwrapped(runner.model).modules() if isinstance(m, ACmixBase)]
+        self._rates = {
+            symbol: [getattr(layer, name) for layer in layers if hasattr(layer, name)]
+            for symbol, name in zip(("alpha", "beta"), ACmixBase.RATES, strict=True)
+        }
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Keep alpha and beta, since the step that fails overwrites them."""
+        rates = {symbol: rates for symbol, rates in self._rates.items() if rates}
+        self._before = {symbol: torch.cat(rates).detach() for symbol, rates in rates.items()}
+
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
@@ -32,7 +45,7 @@ class FiniteHook(Hook):
         for name, value in _watched(runner, outputs or {}):
             if not math.isfinite(value):
                 raise InputError(
-                    f"{_place(runner)}: {name} is {value}{_circumstances(runner, data_batch)}; "
+                    f"{_place(runner)}: {name} is {value}{self._circumstances(runner, data_batch)}; "
                     "lower the learning rate or lengthen its warm-up, clip gradients with "
                     "optim_wrapper.clip_grad, look at these images, and go on with --resume"
                 )
@@ -47,16 +60,30 @@ class FiniteHook(Hook):
         for name, _ in unwrapped(runner.model).named_parameters():
             if name in weights and not torch.isfinite(weights[name]).all():
                 raise InputError(
-                    f"{_place(runner)}: {name} is not finite{_circumstances(runner, None)}, so no "
+                    f"{_place(runner)}: {name} is not finite{self._circumstances(runner, None)}, so no "
                     "checkpoint is saved; lower the learning rate or clip gradients with "
                     "optim_wrapper.clip_grad, and go on with --resume"
                 )
+
+    def _circumstances(self, runner, batch: Any) -> str:
+        """Learning rate, the smallest and largest alpha and beta, and the images of the batch."""
+        rates = runner.optim_wrapper.get_lr().values()
+        parts = [f"; learning rate {max(rate for group in rates for rate in group):.3g}"]
+        parts += [
+            f"{symbol} {values.min().item():.3g} to {values.max().item():.3g}"
+            for symbol, values in self._before.items()
+        ]
+        images = _images(batch)
+        if images:
+            rest = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+            parts.append(f"images {', '.join(images[:_SHOWN])}{rest}")
+        return ", ".join(parts)
 
 
 def _watched(runner, outputs: dict) -> Iterator[tuple[str, float]]:
     for name, value in outputs.items():
         if "loss" in name:
-            yield name, float(value)
+            yield name, float(value.detach() if isinstance(value, Tensor) else value)
     # Mixed precision finds its loss scale by such gradients, and passes them over.
     scalars = runner.message_hub.log_scalars
     if "train/grad_norm" in scalars and not isinstance(runner.optim_wrapper, AmpOptimWrapper):
@@ -65,29 +92,6 @@ def _watched(runner, outputs: dict) -> Iterator[tuple[str, float]]:
 
 def _place(runner) -> str:
     return f"iteration {runner.iter + 1} (epoch {runner.epoch + 1})"
-
-
-def _circumstances(runner, batch: Any) -> str:
-    """Learning rate, alpha and beta of the layers, and the images of the batch."""
-    rates = runner.optim_wrapper.get_lr().values()
-    parts = [f"; learning rate {max(rate for group in rates for rate in group):.3g}"]
-    parts += _mix_ranges(unwrapped(runner.model))
-    images = _images(batch)
-    if images:
-        rest = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
-        parts.append(f"images {', '.join(images[:_SHOWN])}{rest}")
-    return ", ".join(parts)
-
-
-def _mix_ranges(model: nn.Module) -> list[str]:
-    """The smallest and the largest alpha and beta of all layers."""
-    layers = [layer for layer in model.modules() if isinstance(layer, ACmixBase)]
-    ranges = []
-    for symbol, name in zip(("alpha", "beta"), ACmixBase.RATES, strict=True):
-        values = [getattr(layer, name).item() for layer in layers if hasattr(layer, name)]
-        if values:
-            ranges.append(f"{symbol} {min(values):.3g} to {max(values):.3g}")
-    return ranges
 
 
 def _images(batch: Any) -> list[str]:
