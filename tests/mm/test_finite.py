@@ -1,5 +1,7 @@
 """A training whose numbers are no numbers any more ends, and says where."""
 
+import re
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -36,8 +38,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         run(tiny_config(tmp_path), Spoil(4, float("nan")))
     text = str(caught.value)
     assert text.startswith("iteration 5 (epoch 2): loss is nan; learning rate 0.00")
-    assert "alpha 0.5" in text
-    assert "beta 0.5" in text
+    assert re.search(r"alpha 0\.[45]\d* to 0\.[45]\d*, beta 0\.[45]\d* to 0\.[45]\d*;", text)
     assert "go on with --resume" in text
     assert sorted(path.name for path in tmp_path.glob("epoch_*")) == ["epoch_1.pth"]
     assert resume(tiny_config(tmp_path)).epoch == 2

@@ -44,8 +44,9 @@ class FiniteHook(Hook):
         """
         for name, value in _watched(runner, outputs or {}):
             if not math.isfinite(value):
+                where = self._circumstances(runner, data_batch)
                 raise InputError(
-                    f"{_place(runner)}: {name} is {value}{self._circumstances(runner, data_batch)}; "
+                    f"{_place(runner)}: {name} is {value}{where}; "
                     "lower the learning rate or lengthen its warm-up, clip gradients with "
                     "optim_wrapper.clip_grad, look at these images, and go on with --resume"
                 )
@@ -59,8 +60,9 @@ class FiniteHook(Hook):
         weights = checkpoint["state_dict"]
         for name, _ in unwrapped(runner.model).named_parameters():
             if name in weights and not torch.isfinite(weights[name]).all():
+                where = self._circumstances(runner, None)
                 raise InputError(
-                    f"{_place(runner)}: {name} is not finite{self._circumstances(runner, None)}, so no "
+                    f"{_place(runner)}: {name} is not finite{where}, so no "
                     "checkpoint is saved; lower the learning rate or clip gradients with "
                     "optim_wrapper.clip_grad, and go on with --resume"
                 )
