@@ -164,7 +164,7 @@ class ACmixBase(nn.Module):
             "use torch.jit.trace or torch.export"
         )
 
-    def multiply_adds(self, *size: int) -> int:
+    def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size (paper Table 1)."""
         raise NotImplementedError
 

@@ -167,9 +167,9 @@ class PatchwiseACmix(ACmixBase):
         relation, window = self.head_dim, self.kernel_att**2
         pixel = self.in_channels * (2 * relation + self.dim)
         if self.has_attention:
-            first, last = self.conv_w[2].weight, self.conv_w[5].weight
+            products = sum(m.weight.numel() for m in self.conv_w if isinstance(m, nn.Conv2d))
             evaluations = 1 if self.attention == "patchwise" else window
-            pixel += evaluations * (first.numel() + last.numel()) + window * self.dim
+            pixel += evaluations * products + window * self.dim
         return height * width * pixel + self.convolution_multiply_adds(*[height * width] * 2)
 
     @staticmethod
