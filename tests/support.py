@@ -1,13 +1,13 @@
 """Helpers that tests of several packages share."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from acmix.modules import ACmixBase
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT.parent / "shared" / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 
 
 def golden(name: str):
-    """A tensor file made by the authors' released code, or a skip where there is none."""
-    path = GOLDEN / name
-    if not path.is_file():
-        pytest.skip(f"golden tensors of the released code are not at hand ({name})")
-    return torch.load(path, weights_only=True)
+    """A tensor file made by the authors' released code or by an original model."""
+    return torch.load(GOLDEN / name, weights_only=True)
+
+
+def golden_weights(name: str, model: str) -> dict[str, Tensor]:
+    """Zeros under the names and in the shapes that a layout file lists for a model."""
+    layout = json.loads((GOLDEN / name).read_text())[model]
+    return {key: torch.zeros(shape) for key, shape in layout.items()}
 
 
 def build_model(config: Path) -> nn.Module:

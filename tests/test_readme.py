@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from acmix.mm import cli
+from acmix.mm import parsers
 from support import ROOT
 
 FOLDERS = [ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin")]
@@ -74,7 +74,7 @@ def check_tool(folder, words):
     script, config = ROOT / words[0], words[1]
     assert script.is_file()
     assert (script.parents[1] / config).is_file()
-    parser = cli._train_parser() if script.name == "train.py" else cli._test_parser()
+    parser = parsers.train_parser() if script.name == "train.py" else parsers.test_parser()
     parser.parse_args(words[1:])
 
 

@@ -254,7 +254,7 @@ def neighbourhood_aggregation(
     check_rank("v", v, "B", "C", "H", "W")
     _check_window(kernel_size, stride, dilation)
     reflect = _reflects(v, kernel_size, dilation, reflect)
-    out_size = output_size(*v.shape[2:], stride)
+    out_size = output_size(v.shape[2:], stride)
     fits = w.dim() == 5 and w.shape[0] == v.shape[0] and w.shape[1] > 0
     fits = fits and v.shape[1] % w.shape[1] == 0 and w.shape[2:] == (kernel_size**2, *out_size)
     expected = f"give ({v.shape[0]}, a divisor of {v.shape[1]}, {kernel_size**2}, "
@@ -341,4 +341,4 @@ def _check_window(kernel_size: int, stride: int, dilation: int) -> None:
 
 def _reflects(x: Tensor, kernel_size: int, dilation: int, reflect: bool) -> bool:
     """Whether the border reflects: where it is wanted, and the map is large enough."""
-    return bool(reflect) and can_reflect(*x.shape[2:], dilation * (kernel_size // 2))
+    return bool(reflect) and can_reflect(x.shape[2:], dilation * (kernel_size // 2))

@@ -74,7 +74,7 @@ def backend_table() -> list[str]:
 
 
 def _chosen(op: str, x: torch.Tensor) -> str:
-    passed = []
+    passed: list[str] = []
     for name, backend in BACKENDS.items():
         reasons = backend.why_not(op, x)
         if not reasons:

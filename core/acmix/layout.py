@@ -1,6 +1,6 @@
 """Memory formats and dtypes of maps, (B, N, D, H, W): the promises of fakes, kept by kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,22 +15,22 @@ def is_channels_last(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.shape[2] > 1 and strides[2] == 1 and strides[4] != 1
 
 
-def new_map(new: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+def new_map(new: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
     """(B, N, D, H, W) stored channels last, from a function that makes a tensor of a shape."""
     batch, heads, depth, height, width = shape
     return new((batch, height, width, heads, depth)).permute(0, 3, 4, 1, 2)
 
 
-def empty_map(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+def empty_map(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """New (B, N, D, H, W) in the memory format of ``like``: channels last if that is."""
 
-    def new(size: tuple[int, ...]) -> Tensor:
+    def new(size: Sequence[int]) -> Tensor:
         return like.new_empty(size, dtype=dtype)
 
     return new_map(new, shape) if is_channels_last(like) else new(shape)
 
 
-def empty_image(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
     """New (B, C, H, W) in the memory format of the maps ``like``, (B, N, D, H, W)."""
     last = torch.channels_last if is_channels_last(like) else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=last)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from acmix.mm.weights import Conversion, rename_weights
+from acmix.mm.weights import Conversion, as_classifier
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
@@ -17,11 +17,4 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names; for a plain PVT also the names that stay at their start.
     """
-    weights = rename_weights(state_dict, _rename)
-    return Conversion.recognise(weights, "PVT's names", "attn")
-
-
-def _rename(name: str) -> str:
-    if name.startswith("head.") and not name.startswith("head.fc."):
-        return name.replace("head.", "head.fc.", 1)
-    return name if name.startswith(("backbone.", "head.")) else f"backbone.{name}"
+    return Conversion.recognise(as_classifier(state_dict, "head."), "PVT's names", "attn")

@@ -4,16 +4,11 @@ import re
 
 from torch import Tensor
 
-from acmix.mm.weights import Conversion, rename_weights
+from acmix import ACmix2d
+from acmix.mm.weights import Conversion, as_classifier
 
 # The 3×3 convolution of a plain bottleneck; ours is a module of that name.
 _CONV3X3 = re.compile(r"^(backbone\.layer\d+\.\d+\.conv2\.)weight$")
-_ACMIX_PARAMETERS = (
-    "rate1",
-    "rate2",
-    *(f"conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")),
-    *("conv_p.weight", "conv_p.bias", "fc.weight", "dep_conv.weight"),
-)
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
@@ -29,7 +24,7 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names, with the names that stay at their start and those left over.
     """
-    weights = rename_weights(state_dict, _rename)
+    weights = as_classifier(state_dict, "fc.")
     plain = [name for name in weights if _CONV3X3.match(name)]
     if not plain:
         return Conversion(weights, "ACmix")
@@ -37,11 +32,7 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     return Conversion(
         {name: weight for name, weight in weights.items() if name not in plain},
         "plain ResNet",
-        fresh=[prefix + name for prefix in prefixes for name in _ACMIX_PARAMETERS],
+        fresh=[prefix + name for prefix in prefixes for name in ACmix2d.parameter_names()],
         dropped=plain,
         equivalent=False,
     )
-
-
-def _rename(name: str) -> str:
-    return f"head.{name}" if name.startswith("fc.") else f"backbone.{name}"

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from acmix.mm.weights import Conversion, rename_weights
+from acmix.mm.weights import Conversion, as_classifier
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
@@ -17,9 +17,4 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names; for a plain SAN also the names that stay at their start.
     """
-    weights = rename_weights(state_dict, _rename)
-    return Conversion.recognise(weights, "SAN's names", "sam")
-
-
-def _rename(name: str) -> str:
-    return f"head.{name}" if name.startswith("fc.") else f"backbone.{name}"
+    return Conversion.recognise(as_classifier(state_dict, "fc."), "SAN's names", "sam")

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 
-from acmix.mm import cli
 from acmix.mm.runner import ACmixRunner
+from acmix.mm.settings import apply_data_root
 from acmix.modules import ACmixBase
 from shapes import draw
 from support import ROOT, build_model
@@ -64,7 +64,7 @@ def small(path, data, work_dir):
         cfg.train_cfg.update(max_iters=3, val_interval=3)
         cfg.param_scheduler = []
     cfg.default_hooks.update(checkpoint=None, logger=dict(cfg.default_hooks.logger, interval=1))
-    cli.apply_data_root(cfg)
+    apply_data_root(cfg)
     return cfg
 
 

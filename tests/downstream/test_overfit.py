@@ -3,8 +3,8 @@
 import pytest
 from mmengine.config import Config
 
-from acmix.mm import cli
 from acmix.mm.runner import ACmixRunner
+from acmix.mm.settings import apply_data_root
 from shapes import write_ade, write_coco
 from support import ROOT
 
@@ -51,7 +51,7 @@ def fitted(name, data, work_dir, *, head, iterations, rate, score):
         dict(type="CosineAnnealingLR", by_epoch=False, begin=iterations // 10, end=iterations),
     ]
     cfg.default_hooks.checkpoint = None
-    cli.apply_data_root(cfg)
+    apply_data_root(cfg)
     runner = ACmixRunner.from_cfg(cfg)
     runner.train()
     return runner.message_hub.get_scalar(f"val/{score}").current()

@@ -8,6 +8,7 @@ import torch
 
 from acmix import InputError
 from acmix.mm import cli
+from acmix.mm.parsers import train_parser
 from acmix.mm.runner import ACmixRunner
 from support import ROOT
 
@@ -113,8 +114,9 @@ def test_bad_output_file(arguments, expected, capsys):
 
 
 def test_options_may_be_given_more_than_once():
-    parser = cli._train_parser()
-    args = parser.parse_args(["c.py", "--cfg-options", "a=1", "b=2", "--cfg-options", "b=3"])
+    args = train_parser().parse_args(
+        ["c.py", "--cfg-options", "a=1", "b=2", "--cfg-options", "b=3"]
+    )
     assert args.cfg_options == {"a": 1, "b": 3}
 
 

@@ -258,8 +258,6 @@ def test_the_wrong_class_count_is_named_before_training(folder, tmp_path):
 @pytest.mark.slow
 def test_a_released_checkpoint_is_tested_directly(tmp_path):
     released = GOLDEN / "official_swin_mini.pth"
-    if not released.is_file():
-        pytest.skip("the released-style checkpoint is not at hand")
     options = [
         "model.backbone.arch.embed_dims=24",
         "model.backbone.arch.num_heads=[2,4]",

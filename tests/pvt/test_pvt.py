@@ -1,7 +1,5 @@
 """PVT: original weights, position embeddings, the class token."""
 
-import json
-
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -12,7 +10,7 @@ from acmix.complexity import count_parameters
 from acmix.mm import load_weights
 from acmix_pvt import ACmixPVT
 from acmix_pvt.convert import convert_state_dict
-from support import GOLDEN, golden
+from support import golden, golden_weights
 
 ARCH_KEYS = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
 
@@ -47,11 +45,8 @@ def test_without_convolution_path_it_is_pvt(arch, thousands):
 
 @pytest.mark.parametrize("arch", ["tiny", "small"])
 def test_original_names_and_shapes_fill_the_plain_model(arch):
-    path = GOLDEN / "original_baseline_layout.json"
-    if not path.is_file():
-        pytest.skip("the layout of the original state dicts is not at hand")
-    layout = json.loads(path.read_text())[f"pvt_{arch}"]
-    conversion = convert_state_dict({name: torch.zeros(shape) for name, shape in layout.items()})
+    weights = golden_weights("original_baseline_layout.json", f"pvt_{arch}")
+    conversion = convert_state_dict(weights)
     own = ACmixPVT(arch, mix="attention").state_dict()
     body = {n: w.shape for n, w in conversion.state_dict.items() if n.startswith("backbone.")}
     assert body == {f"backbone.{n}": w.shape for n, w in own.items()}

@@ -1,25 +1,21 @@
 """ResNet: weights of every origin."""
 
-import json
-
 import pytest
 import torch
 from mmpretrain.models import ResNet
+from torchvision.models import resnet50
 
 from acmix import CheckpointError, InputError, load_released
 from acmix.mm import load_weights
 from acmix_resnet import ACmixResNet
 from acmix_resnet.convert import convert_state_dict
-from support import GOLDEN
+from support import golden_weights
 
 
 @pytest.mark.parametrize("depth", [26, 38, 50])
 def test_released_names_and_shapes_fill_the_model(depth):
-    path = GOLDEN / "official_state_dict_layout.json"
-    if not path.is_file():
-        pytest.skip("the layout of the released state dicts is not at hand")
-    layout = json.loads(path.read_text())[f"acmix_resnet{depth}"]
-    conversion = convert_state_dict({key: torch.zeros(shape) for key, shape in layout.items()})
+    weights = golden_weights("official_state_dict_layout.json", f"acmix_resnet{depth}")
+    conversion = convert_state_dict(weights)
     own = ACmixResNet(depth).state_dict()
     body = {k: v.shape for k, v in conversion.state_dict.items() if k.startswith("backbone.")}
     assert body == {f"backbone.{k}": v.shape for k, v in own.items()}
@@ -42,14 +38,7 @@ def test_a_run_of_the_released_code_loads(tmp_path):
         assert torch.equal(target.state_dict()[name], value), name
 
 
-def torchvision_resnet50():
-    torchvision = pytest.importorskip("torchvision")
-    return torchvision.models.resnet50()
-
-
-@pytest.mark.parametrize(
-    "make", [torchvision_resnet50, lambda: ResNet(50)], ids=["torchvision", "mmpretrain"]
-)
+@pytest.mark.parametrize("make", [resnet50, lambda: ResNet(50)], ids=["torchvision", "mmpretrain"])
 def test_plain_resnet_starts_all_but_the_acmix_layers(make):
     plain = make().state_dict()
     ours = ACmixResNet(50)

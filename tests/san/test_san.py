@@ -1,7 +1,5 @@
 """SAN: original names and weights."""
 
-import json
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from acmix.complexity import count_parameters
 from acmix.mm import load_weights
 from acmix_san import ACmixSAN
 from acmix_san.convert import convert_state_dict
-from support import GOLDEN
+from support import golden_weights
 
 
 @pytest.mark.parametrize(("depth", "thousands"), [(10, 11841), (15, 16181), (19, 20518)])
@@ -22,11 +20,8 @@ def test_without_convolution_path_it_is_san(depth, thousands):
 
 @pytest.mark.parametrize("attention", ["patchwise", "pairwise"])
 def test_original_names_and_shapes_fill_the_plain_model(attention):
-    path = GOLDEN / "original_baseline_layout.json"
-    if not path.is_file():
-        pytest.skip("the layout of the original state dicts is not at hand")
-    layout = json.loads(path.read_text())[f"san10_{attention}"]
-    conversion = convert_state_dict({name: torch.zeros(shape) for name, shape in layout.items()})
+    weights = golden_weights("original_baseline_layout.json", f"san10_{attention}")
+    conversion = convert_state_dict(weights)
     own = ACmixSAN(10, attention, mix="attention").state_dict()
     body = {n: w.shape for n, w in conversion.state_dict.items() if n.startswith("backbone.")}
     assert body == {f"backbone.{n}": w.shape for n, w in own.items()}

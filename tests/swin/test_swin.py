@@ -10,7 +10,7 @@ from acmix import CheckpointError, load_released
 from acmix.mm import load_weights
 from acmix_swin import ACmixSwinTransformer
 from acmix_swin.convert import convert_state_dict
-from support import GOLDEN, golden
+from support import GOLDEN, golden, golden_weights
 
 TINY = dict(embed_dims=24, depths=[2, 2], num_heads=[2, 4])
 
@@ -38,8 +38,7 @@ def test_released_checkpoint_gives_the_released_logits():
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_released_names_and_shapes_fill_the_model(name):
-    layout = golden_layout(f"acmix_swin_{name}")
-    weights = {key: torch.zeros(shape) for key, shape in layout.items()}
+    weights = golden_weights("official_state_dict_layout.json", f"acmix_swin_{name}")
     conversion = convert_state_dict(weights)
     own = ACmixSwinTransformer(name).state_dict()
     converted = {k: v.shape for k, v in conversion.state_dict.items() if k.startswith("backbone.")}
@@ -49,15 +48,6 @@ def test_released_names_and_shapes_fill_the_model(name):
         "head.fc.weight",
         "head.fc.bias",
     }
-
-
-def golden_layout(name):
-    import json
-
-    path = GOLDEN / "official_state_dict_layout.json"
-    if not path.is_file():
-        pytest.skip("the layout of the released state dicts is not at hand")
-    return json.loads(path.read_text())[name]
 
 
 def test_plain_mmpretrain_swin_starts_the_same_model():

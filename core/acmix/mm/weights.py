@@ -1,22 +1,19 @@
 """Loading weights of any origin into a model, with a report and without silent loss."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from acmix.errors import CheckpointError
+from acmix.modules.base import ACmixBase
 
 # Buffers that a model makes for itself.
 _DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
 
 _BACKBONE = "backbone."
-
-# What an ACmix layer has and a plain one has not; each mix mode has at least one of the two.
-_ACMIX = ("rate1", "fc.weight")
+_HEAD = "head.fc."
 
 
 @dataclass
@@ -52,28 +49,31 @@ class Conversion:
         """
         matches = (re.match(rf"(.*\.{layer}\.)", name) for name in weights)
         layers = list(dict.fromkeys(match[1] for match in matches if match))
-        if not layers or any(prefix + own in weights for prefix in layers for own in _ACMIX):
+        own = (*ACmixBase.RATES, *ACmixBase.CONVOLUTION)
+        if not layers or any(prefix + name in weights for prefix in layers for name in own):
             return cls(weights, f"ACmix, {origin}")
-        defaults, fresh = {}, []
-        for prefix in layers:
-            defaults[f"{prefix}rate1"] = torch.ones(1)
-            defaults[f"{prefix}rate2"] = torch.zeros(1)
-            fresh += [prefix + name for name in ("fc.weight", "fc.bias", "dep_conv.weight")]
+        rates = ACmixBase.attention_alone().items()
+        defaults = {prefix + name: rate for prefix in layers for name, rate in rates}
+        fresh = [prefix + name for prefix in layers for name in ACmixBase.CONVOLUTION]
         return cls(weights, f"plain attention, {origin}", defaults, fresh)
 
 
-def rename_weights(
-    state_dict: dict[str, Tensor], rename: Callable[[str], str]
-) -> dict[str, Tensor]:
-    """Weights under our names; those of a whole model, with ``backbone.``, have them already.
+def as_classifier(state_dict: dict[str, Tensor], head: str) -> dict[str, Tensor]:
+    """Weights of a bare network under a classifier's names; those of a classifier as they are.
 
     Args:
         state_dict: Weights, name to tensor.
-        rename: From a name of a bare network to ours.
+        head: What the names of the network's last layer begin with, such as ``"fc."``.
     """
     if any(name.startswith(_BACKBONE) for name in state_dict):
         return dict(state_dict)
-    return {rename(name): weight for name, weight in state_dict.items()}
+    return {_classifier_name(name, head): weight for name, weight in state_dict.items()}
+
+
+def _classifier_name(name: str, head: str) -> str:
+    if name.startswith(_HEAD):
+        return name
+    return _HEAD + name.removeprefix(head) if name.startswith(head) else _BACKBONE + name
 
 
 def load_weights(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from acmix.checks import check_positive, require
 from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
+from acmix.modules.children import fx_leaf
 
 
 class GlobalACmix(ACmixBase):
@@ -71,6 +72,7 @@ class GlobalACmix(ACmixBase):
             self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    @fx_leaf
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Both paths on one set of projections, mixed.
 
@@ -88,7 +90,8 @@ class GlobalACmix(ACmixBase):
         q = self.q(x)
         source, small = self._reduce(x, extra, hw_shape)
         kv = self.kv(source)
-        att, conv = self._attend(q, kv), self._convolve_tokens(q, kv, hw_shape, small)
+        att = self._attend(q, kv) if self.has_attention else None
+        conv = self._convolve_tokens(q, kv, hw_shape, small) if self.has_convolution else None
         return self.proj_drop(self.add_paths(att, conv))
 
     def _reduce(
@@ -104,10 +107,8 @@ class GlobalACmix(ACmixBase):
         tokens = torch.cat([x[:, :extra], maps.flatten(2).transpose(1, 2)], dim=1)
         return self.norm(tokens), maps.shape[2:]
 
-    def _attend(self, q: Tensor, kv: Tensor) -> Tensor | None:
+    def _attend(self, q: Tensor, kv: Tensor) -> Tensor:
         """proj(F_att), (B, T + H * W, C)."""
-        if not self.has_attention:
-            return None
         heads = (self.num_heads, self.head_dim)
         query = q.unflatten(2, heads).transpose(1, 2)
         key, value = kv.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
@@ -121,17 +122,15 @@ class GlobalACmix(ACmixBase):
         kv: Tensor,
         hw_shape: tuple[int, int],
         small: tuple[int, int],
-    ) -> Tensor | None:
-        """Beta * F_conv of the pixels, zero for the extra tokens, (B, T + H * W, C)."""
-        if not self.has_convolution:
-            return None
+    ) -> Tensor:
+        """F_conv of the pixels times beta, zero for the extra tokens, (B, T + H * W, C)."""
         extra = q.shape[1] - hw_shape[0] * hw_shape[1]
         q_map = q[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
         kv_map = kv[:, extra:].transpose(1, 2).unflatten(2, small)
         if small != hw_shape:
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
-        out = self.convolve(q_map, kv_map)
-        return pad_missing(out.flatten(2).transpose(1, 2), (0, 0, extra, 0))
+        out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)
+        return pad_missing(out, (0, 0, extra, 0))
 
     def multiply_adds(self, height: int, width: int, extra: int = 0) -> int:
         """Multiply-adds for one map of this input size and T extra tokens."""

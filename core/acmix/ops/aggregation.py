@@ -14,7 +14,7 @@ def neighbourhood_aggregation(
 
 
 def _fake(v, w, kernel_size, stride, dilation, reflect):
-    return v.new_empty((*v.shape[:2], *output_size(*v.shape[2:], stride)))
+    return v.new_empty((*v.shape[:2], *output_size(v.shape[2:], stride)))
 
 
 def _fake_backward(grad, v, w, kernel_size, stride, dilation, reflect):

@@ -1,5 +1,7 @@
 """Sliding window attention."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,14 +27,14 @@ def sliding_window_attention(
     return attention(q, k, v, kernel_size, stride, dilation)[0]
 
 
-def empty_lse(q: Tensor, size: tuple[int, int]) -> Tensor:
+def empty_lse(q: Tensor, size: Sequence[int]) -> Tensor:
     """New log-sum-exp of the logits, (B, N, *size), in the dtype that sums are kept in."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty((q.shape[0], q.shape[1], *size), dtype=dtype)
 
 
 def _fake(q, k, v, kernel_size, stride, dilation):
-    size = output_size(*q.shape[3:], stride)
+    size = output_size(q.shape[3:], stride)
     return empty_map(q, (*q.shape[:3], *size)), empty_lse(q, size)
 
 

@@ -14,7 +14,7 @@ def empty_weights(layer: Tensor | None, kernels: Tensor) -> tuple[Tensor, Tensor
 
 
 def _fake(maps, layer, kernels, stride):
-    size = output_size(*maps.shape[3:], stride)
+    size = output_size(maps.shape[3:], stride)
     return empty_image(maps, (maps.shape[0], kernels.shape[0], *size))
 
 

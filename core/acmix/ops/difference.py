@@ -14,7 +14,7 @@ def neighbourhood_difference(
 
 
 def _fake(a, b, kernel_size, stride, dilation, reflect):
-    return a.new_empty((*a.shape[:2], kernel_size**2, *output_size(*a.shape[2:], stride)))
+    return a.new_empty((*a.shape[:2], kernel_size**2, *output_size(a.shape[2:], stride)))
 
 
 def _fake_backward(grad, height, width, kernel_size, stride, dilation, reflect):

@@ -9,7 +9,7 @@ from acmix.ops.registration import WINDOW, define
 
 def _fake(qkv, position, layer, kernels, heads, kernel_size, stride, dilation):
     maps = maps_of(qkv, heads)
-    size = output_size(*qkv.shape[2:], stride)
+    size = output_size(qkv.shape[2:], stride)
     attention, convolution = (
         empty_image(maps, (qkv.shape[0], channels, *size))
         for channels in (qkv.shape[1] // 3, kernels.shape[0])

@@ -1,5 +1,7 @@
 """CUDA kernels of the aggregation of a neighbourhood."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,15 +45,15 @@ def _backward(
     dv, dw = torch.empty_like(v), torch.empty_like(w)
     channels, groups = v.shape[1], w.shape[1]
     cut, chunks = _cut_channels(v, w, window.in_size)
-    sizes = (channels, groups, chunks, *window.sizes, cut.blocks_per_plane)
-    window.run("aggregation", "grad_value", cut, (grad, w, dv, *sizes))
+    of_values = (channels, groups, chunks, *window.sizes, cut.blocks_per_plane)
+    window.run("aggregation", "grad_value", cut, (grad, w, dv, *of_values))
     cut = cut_pixels(window.out_size[0] * window.out_size[1], v.shape[0] * groups)
-    sizes = (channels, groups, *window.sizes, cut.blocks_per_plane)
-    window.run("aggregation", "grad_weight", cut, (grad, v, dw, *sizes))
+    of_weights = (channels, groups, *window.sizes, cut.blocks_per_plane)
+    window.run("aggregation", "grad_weight", cut, (grad, v, dw, *of_weights))
     return dv, dw
 
 
-def _cut_channels(v: Tensor, w: Tensor, size: tuple[int, int]) -> tuple[Pixels, int]:
+def _cut_channels(v: Tensor, w: Tensor, size: Sequence[int]) -> tuple[Pixels, int]:
     """Threads for some channels that share a weight, and how many such chunks there are."""
     groups = w.shape[1]
     chunks = -(-v.shape[1] // (CHANNELS * groups))

@@ -63,37 +63,49 @@ class _Attention:
     """Which family of attention kernels runs a call, and its arguments."""
 
     def __init__(self, k: Tensor, kernel_size: int, stride: int, dilation: int) -> None:
-        self.batch, self.heads, self.channels, *self.in_size = k.shape
+        batch, heads, self.channels, height, width = k.shape
+        self.planes, self.in_size = batch * heads, (height, width)
         self.dtype, self.stride, self.kernel_size = k.dtype, stride, kernel_size
-        self.out_size = output_size(*self.in_size, stride)
+        self.out_size = output_size(self.in_size, stride)
         self.window = (kernel_size, stride, dilation)
-        self.reflect = can_reflect(*self.in_size, dilation * (kernel_size // 2))
+        self.reflect = can_reflect(self.in_size, dilation * (kernel_size // 2))
         self.tiled = has_tiles(*self.window, k.dtype)
+        self.sizes = (self.channels, *self.in_size, *self.out_size)
+        self.scale = float(self.channels) ** -0.5
         check_plane(self.in_size, *self.window)
 
     def run(self, part: str, tensors: tuple[Tensor, ...]) -> None:
         """Launch ``forward``, ``grad_query`` or ``grad_key``."""
-        planes = self.batch * self.heads
-        if planes == 0:
+        if self.planes == 0:
             return
-        kind = TYPES[self.dtype]
+        # Threads own keys there, queries elsewhere.
         gather = part == "grad_key"
         owned = self.in_size if gather else self.out_size
-        sizes = (self.channels, *self.in_size, *self.out_size)
-        scale = float(self.channels) ** -0.5
-        if not self.tiled:
-            cut = cut_pixels(owned[0] * owned[1], planes)
-            args = (*tensors, *sizes, *self.window, self.reflect, cut.blocks_per_plane, scale)
-            launch("attention", f"attention_{part}_any<{kind}>", cut.grid, cut.block, args)
-            return
-        template = f"{kind}, {self.kernel_size}, {self.stride}"
+        if self.tiled:
+            self._run_tiled(part, tensors, owned, gather)
+        else:
+            self._run_any(part, tensors, owned)
+
+    def _run_any(self, part: str, tensors: tuple[Tensor, ...], owned: tuple[int, int]) -> None:
+        """The kernels for windows of any size, a pixel a thread."""
+        cut = cut_pixels(owned[0] * owned[1], self.planes)
+        last = (self.reflect, cut.blocks_per_plane, self.scale)
+        name = f"attention_{part}_any<{TYPES[self.dtype]}>"
+        args = (*tensors, *self.sizes, *self.window, *last)
+        launch("attention", name, cut.grid, cut.block, args)
+
+    def _run_tiled(
+        self, part: str, tensors: tuple[Tensor, ...], owned: tuple[int, int], gather: bool
+    ) -> None:
+        """The kernels that share a tile of keys, compiled for this window."""
+        template = f"{TYPES[self.dtype]}, {self.kernel_size}, {self.stride}"
         rows = 1
         if part == "forward":
             rows = query_rows(self.kernel_size, self.dtype)
             template += f", {rows}"
         cut = cut_tiles(
             owned,
-            planes,
+            self.planes,
             self.channels,
             self.dtype,
             kernel_size=self.kernel_size,
@@ -102,7 +114,7 @@ class _Attention:
             gather=gather,
         )
         cuts = (cut.tiles_y, cut.tiles_x, cut.chunk)
-        args = (*tensors, planes, *sizes, *cuts, self.reflect, scale)
+        args = (*tensors, self.planes, *self.sizes, *cuts, self.reflect, self.scale)
         name = f"attention_{part}<{template}>"
         launch("attention", name, cut.grid, cut.block, args, cut.shared_bytes)
 

@@ -1,5 +1,7 @@
 """CUDA kernels of the differences of a pixel and its neighbourhood."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from acmix import ops
@@ -20,7 +22,7 @@ def _forward(
     a, b = a.contiguous(), b.contiguous()
     out = a.new_empty(*a.shape[:2], kernel_size**2, *window.out_size)
     cut = _cut_planes(a, window.out_size)
-    window.run("subtraction", "forward", cut, (a, b, out, *window.sizes, cut.blocks_per_plane))
+    window.run("difference", "forward", cut, (a, b, out, *window.sizes, cut.blocks_per_plane))
     return out
 
 
@@ -41,11 +43,11 @@ def _backward(
     db = grad.new_empty(shape)
     cut = _cut_planes(grad, window.out_size)
     sizes = (*window.in_size, *window.out_size, kernel_size, stride, cut.blocks_per_plane)
-    window.run("subtraction", "grad_first", cut, (grad, da, *sizes))
+    window.run("difference", "grad_a", cut, (grad, da, *sizes))
     cut = _cut_planes(grad, window.in_size)
-    window.run("subtraction", "grad_second", cut, (grad, db, *window.sizes, cut.blocks_per_plane))
+    window.run("difference", "grad_b", cut, (grad, db, *window.sizes, cut.blocks_per_plane))
     return da, db
 
 
-def _cut_planes(x: Tensor, size: tuple[int, int]) -> Pixels:
+def _cut_planes(x: Tensor, size: Sequence[int]) -> Pixels:
     return cut_pixels(size[0] * size[1], x.shape[0] * x.shape[1])

@@ -77,11 +77,11 @@ def launch(
     """
     if grid == 0:
         return
-    first = args[0]
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    first = tensors[0]
     require(grid <= _MAX_GRID, "blocks", grid, f"{name} can run {_MAX_GRID}; split the batch")
-    for arg in args:
-        if isinstance(arg, Tensor):
-            _check_tensor(arg, first)
+    for tensor in tensors:
+        _check_tensor(tensor, first)
     real = numpy.float64 if first.dtype == torch.float64 else numpy.float32
     with runtime.on(first):
         function = runtime.module(stem, name, first).get_function(name)

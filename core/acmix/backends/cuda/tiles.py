@@ -1,5 +1,6 @@
 """How a map is cut into tiles, one block of threads each."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class Tiles(NamedTuple):
 
 
 def cut_tiles(
-    size: tuple[int, int],
+    size: Sequence[int],
     planes: int,
     channels: int,
     dtype: torch.dtype,
@@ -93,7 +94,7 @@ def _even(size: int, limit: int) -> tuple[int, int]:
     return -(-size // count), count
 
 
-def check_plane(size: tuple[int, int], kernel_size: int, stride: int, dilation: int) -> None:
+def check_plane(size: Sequence[int], kernel_size: int, stride: int, dilation: int) -> None:
     """Refuse what 32-bit positions within one channel cannot count."""
     reach = max(size) + stride + dilation * kernel_size
     fits = size[0] * size[1] < 2**31 and reach < 2**30

@@ -1,5 +1,7 @@
 """Launches of the kernels that see a window of pixels around each one, and their sizes."""
 
+from collections.abc import Sequence
+
 import torch
 
 from acmix.backends.cuda.launcher import launch
@@ -14,19 +16,19 @@ class Window:
 
     def __init__(
         self,
-        size: tuple[int, int],
+        size: Sequence[int],
         dtype: torch.dtype,
         kernel_size: int,
         stride: int,
         dilation: int,
         reflect: bool,
     ) -> None:
-        pad, size = dilation * (kernel_size // 2), tuple(size)
-        fits = not reflect or can_reflect(*size, pad)
-        require(fits, "padding", pad, f"is too wide to reflect a map of {size}")
+        pad = dilation * (kernel_size // 2)
+        fits = not reflect or can_reflect(size, pad)
+        require(fits, "padding", pad, f"is too wide to reflect a map of {tuple(size)}")
         check_plane(size, kernel_size, stride, dilation)
-        self.dtype, self.kernel_size, self.in_size = dtype, kernel_size, size
-        self.out_size = output_size(*size, stride)
+        self.dtype, self.kernel_size, self.in_size = dtype, kernel_size, tuple(size)
+        self.out_size = output_size(size, stride)
         window = (kernel_size, stride, dilation, reflect)
         self.sizes = (*self.in_size, *self.out_size, *window)
 

@@ -35,13 +35,15 @@ def sliding_window_attention(
         # position_r belongs to the key alone: the position term is a change of the keys.
         k = k - position
     height, width = q.shape[-2:]
-    out_h, out_w = output_size(height, width, stride)
+    out_h, out_w = output_size((height, width), stride)
     pad = dilation * (kernel_size // 2)
-    if can_reflect(height, width, pad):
+    if can_reflect((height, width), pad):
         inside = None
         k, v = _pad_reflect(k, pad), _pad_reflect(v, pad)
     else:
-        kernel_size, stride, dilation = usable_window(height, width, kernel_size, stride, dilation)
+        kernel_size, stride, dilation = usable_window(
+            (height, width), kernel_size, stride, dilation
+        )
         pad = dilation * (kernel_size // 2)
         inside = F.pad(q.new_ones(height, width, dtype=torch.bool), (pad,) * 4)
         k, v = F.pad(k, (pad,) * 4), F.pad(v, (pad,) * 4)

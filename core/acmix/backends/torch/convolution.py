@@ -47,7 +47,7 @@ def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tens
     size, (height, width) = kernels.shape[-1], qkv.shape[2:]
     summed = torch.einsum("cik,i->ck", widened(kernels.flatten(2)), widened(fc_bias))
     inside = F.unfold(summed.new_ones(1, 1, height, width), size, padding=size // 2, stride=stride)
-    out = (summed @ inside[0]).unflatten(1, output_size(height, width, stride))
+    out = (summed @ inside[0]).unflatten(1, output_size((height, width), stride))
     return out.to(qkv.dtype)
 
 
@@ -64,7 +64,8 @@ def _shift_and_sum(f: Tensor, stride: int) -> Tensor:
     height, width = f.shape[-2:]
     padded = F.pad(f, (size // 2,) * 4)
     offsets = [(dy, dx) for dy in range(size) for dx in range(size)]
-    return sum(
+    taps = (
         padded[:, :, tap, dy : dy + height : stride, dx : dx + width : stride]
         for tap, (dy, dx) in enumerate(offsets)
     )
+    return sum(taps, start=f.new_zeros(()))

@@ -1,0 +1,76 @@
+"""The flags of the training and testing commands: MMPretrain's."""
+
+import argparse
+
+from mmengine.config import DictAction
+
+
+class MergeOptions(DictAction):
+    """``--cfg-options`` that may be given more than once."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Add these options to the earlier ones."""
+        earlier = getattr(namespace, self.dest) or {}
+        super().__call__(parser, namespace, values, option_string)
+        setattr(namespace, self.dest, {**earlier, **getattr(namespace, self.dest)})
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/train.py``."""
+    parser = _shared_parser("Train a model")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="go on from this checkpoint, or without a path from the last one of the work dir",
+    )
+    parser.add_argument("--no-validate", action="store_true", help="don't validate in training")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate with the batch size of this run",
+    )
+    parser.add_argument(
+        "--no-persistent-workers", action="store_true", help="start loader workers each epoch"
+    )
+    return parser
+
+
+def test_parser() -> argparse.ArgumentParser:  # noqa: PT028
+    """Flags of ``tools/test.py``."""
+    parser = _shared_parser("Test a model")
+    parser.add_argument("checkpoint", help="checkpoint file: own, released or plain")
+    parser.add_argument("--out", help="file for predictions (.pkl) or metrics (.json, .pkl)")
+    parser.add_argument("--out-item", choices=["metrics", "pred"], help="what --out holds")
+    parser.add_argument("--show", action="store_true", help="show predictions in a window")
+    parser.add_argument("--show-dir", help="folder for pictures of predictions")
+    parser.add_argument("--interval", type=int, default=1, help="show every n-th sample")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds a window stays")
+    parser.add_argument(
+        "--tta", action="store_true", help="average over horizontal flips, or the config's variants"
+    )
+    return parser
+
+
+def _shared_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=MergeOptions,
+        help="settings that override the config's, e.g. data_root=/data/imagenet "
+        "train_dataloader.batch_size=32; may be given more than once",
+    )
+    parser.add_argument("--amp", action="store_true", help="automatic mixed precision")
+    parser.add_argument("--no-pin-memory", action="store_true", help="don't pin host memory")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how the processes of a distributed run were started",
+    )
+    # torch.distributed.launch passes one spelling or the other, by version.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    return parser
