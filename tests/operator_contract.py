@@ -93,6 +93,10 @@ class Contract:
     def test_window_beyond_the_map(self, beyond, backend):
         self.operator.check(beyond, backend)
 
+
+class ArgumentContract(Contract):
+    """Tests of what a function does before it chooses a backend."""
+
     def test_wrong_sizes_are_named(self, backend):
         inputs, options = self.operator.inputs(SMALL), self.operator.options(SMALL)
         for name in self.operator.window:
@@ -195,7 +199,7 @@ class RegisteredContract(Contract):
 
 
 @needs_kernels
-class CpuContract(RegisteredContract):
+class CpuContract(RegisteredContract, ArgumentContract):
     """Tests of an operator with CPU kernels."""
 
     # Rows that fill vectors or not, narrow maps whose heads share one.
