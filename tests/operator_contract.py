@@ -34,13 +34,6 @@ BEYOND = {
     "kernel": Case((5, 7), 41, batch=1, heads=1, depth=2),
     "everything": Case((5, 7), 9, stride=2**31 - 1, dilation=2**31 - 1),
 }
-# Grouped by the number of threads, heads change the tiles whose sums a gradient is made of.
-SUMMED_BY_TILE = {
-    "heads that share vectors": pytest.param(
-        Case((40, 33), batch=3, heads=5, depth=20),
-        marks=pytest.mark.xfail(strict=True, reason="tiles of the backward pass go by threads"),
-    )
-}
 SMALL = Case((5, 6), 3, stride=2, batch=1, heads=2, depth=2)
 
 
