@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_positive, require
+from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf
 
 
 class GlobalACmix(ACmixBase):
