@@ -114,11 +114,12 @@ def test_result_has_the_memory_format_of_the_maps(last):
 
 
 def operator_arguments(layered, requires_grad=False):
+    count = 13 if layered else 4
     maps, layer, kernels = (
         torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad)
-        for shape in [(2, 4, 5, 6, 7), (9, 5), (10, 9 if layered else 5, 3, 3)]
+        for shape in [(2, count, 5, 6, 7), (9, count + 1), (10, 9, 3, 3)]
     )
-    return maps, layer if layered else None, kernels, 2
+    return maps, layer, kernels, 2
 
 
 @needs_kernels

@@ -7,10 +7,9 @@ from acmix.layout import empty_image, empty_map
 from acmix.ops.registration import define
 
 
-def empty_weights(layer: Tensor | None, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """New gradients of the layer (empty without one) and the shift kernels."""
-    grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
-    return grad_layer, kernels.new_empty(kernels.shape)
+def empty_weights(layer: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """New gradients of the layer and the shift kernels."""
+    return layer.new_empty(layer.shape), kernels.new_empty(kernels.shape)
 
 
 def _fake(maps, layer, kernels, stride):
@@ -28,18 +27,16 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    maps, layer, kernels = ctx.saved_tensors
-    dmaps, dlayer, dkernels = convolution_backward(grad, maps, layer, kernels, ctx.stride)
-    return dmaps, None if layer is None else dlayer, dkernels, None
+    return *convolution_backward(grad, *ctx.saved_tensors, ctx.stride), None
 
 
 convolution_backward = define(
-    "convolution_backward(Tensor grad, Tensor maps, Tensor? layer, Tensor kernels, int stride) "
+    "convolution_backward(Tensor grad, Tensor maps, Tensor layer, Tensor kernels, int stride) "
     "-> (Tensor, Tensor, Tensor)",
     _fake_backward,
 )
 convolution = define(
-    "convolution(Tensor maps, Tensor? layer, Tensor kernels, int stride) -> Tensor",
+    "convolution(Tensor maps, Tensor layer, Tensor kernels, int stride) -> Tensor",
     _fake,
     _backward,
     _setup,

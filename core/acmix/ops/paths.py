@@ -31,25 +31,19 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad_attention, grad_convolution, _):
-    # Read once: activation checkpointing computes saved tensors again for every reading.
-    saved = ctx.saved_tensors
     window = (ctx.heads, ctx.kernel_size, ctx.stride, ctx.dilation)
-    dqkv, dposition, dlayer, dkernels = paths_backward(
-        grad_attention, grad_convolution, *saved, *window
-    )
-    if saved[2] is None:
-        dlayer = None
-    return dqkv, dposition, dlayer, dkernels, None, None, None, None
+    grads = paths_backward(grad_attention, grad_convolution, *ctx.saved_tensors, *window)
+    return *grads, None, None, None, None
 
 
 paths_backward = define(
     "paths_backward(Tensor grad_attention, Tensor grad_convolution, Tensor qkv, Tensor position, "
-    f"Tensor? layer, Tensor kernels, Tensor lse, int heads, {WINDOW}) "
+    f"Tensor layer, Tensor kernels, Tensor lse, int heads, {WINDOW}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _fake_backward,
 )
 paths = define(
-    "paths(Tensor qkv, Tensor position, Tensor? layer, Tensor kernels, int heads, "
+    "paths(Tensor qkv, Tensor position, Tensor layer, Tensor kernels, int heads, "
     f"{WINDOW}) -> (Tensor, Tensor, Tensor)",
     _fake,
     _backward,
