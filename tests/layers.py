@@ -1,109 +1,67 @@
-"""The layers, and networks of others with them, that tests of other people's tools run over."""
+"""The layers as tests make them: small, from the same seed, with inputs of any size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-import acmix
+from acmix import ACmix2d, GlobalACmix, PatchwiseACmix, WindowACmix
 
 
 @dataclass(frozen=True)
-class Case:
-    """A layer and what it is called with.
+class Layer:
+    """One layer.
 
     Attributes:
-        build: Makes the layer from ``mix``, ``shift`` and ``backend``.
-        inputs: Makes the arguments of a call.
+        build: Makes it from keyword arguments.
+        data: Its arguments for a batch and a size.
     """
 
-    build: Callable[..., acmix.modules.ACmixBase]
-    inputs: Callable[[], tuple]
+    build: Callable[..., nn.Module]
+    data: Callable[..., tuple]
+
+    def make(self, **options) -> nn.Module:
+        """The layer, from the same seed in every call."""
+        torch.manual_seed(0)
+        return self.build(**options)
+
+    def inputs(self, height: int, width: int, batch: int = 2) -> tuple:
+        """Arguments of a call; the first one is the tensor."""
+        return self.data(batch, height, width)
 
 
-def _image() -> tuple:
-    return (torch.randn(2, 8, 6, 7),)
+def _images(batch: int, height: int, width: int) -> tuple[Tensor]:
+    return (torch.randn(batch, 6, height, width),)
 
 
-CASES = {
-    "acmix2d": Case(
-        lambda **options: acmix.ACmix2d(8, 8, num_heads=2, kernel_att=3, **options),
-        _image,
+LAYERS = {
+    "ACmix2d": Layer(lambda **options: ACmix2d(6, 8, 2, **options), _images),
+    "WindowACmix": Layer(
+        lambda **options: WindowACmix(8, (4, 3), 2, **options),
+        lambda batch, height, width: (torch.randn(batch, height, width, 8),),
     ),
-    "window": Case(
-        lambda **options: acmix.WindowACmix(8, 3, 2, **options),
-        lambda: (torch.randn(2, 6, 7, 8),),
+    "patchwise": Layer(lambda **options: PatchwiseACmix(6, 16, 5, **options), _images),
+    "pairwise": Layer(
+        lambda **options: PatchwiseACmix(6, 16, 3, attention="pairwise", **options), _images
     ),
-    "patchwise": Case(
-        lambda **options: acmix.PatchwiseACmix(8, 16, kernel_att=3, share=4, **options),
-        _image,
-    ),
-    "pairwise": Case(
-        lambda **options: acmix.PatchwiseACmix(8, 16, 3, 4, "pairwise", **options),
-        _image,
-    ),
-    "global": Case(
-        lambda **options: acmix.GlobalACmix(8, 2, sr_ratio=2, **options),
-        lambda: (torch.randn(2, 42, 8), (6, 7)),
+    "GlobalACmix": Layer(
+        lambda **options: GlobalACmix(8, 2, sr_ratio=2, **options),
+        # One token in front of the pixels.
+        lambda batch, height, width: (torch.randn(batch, 1 + height * width, 8), (height, width)),
     ),
 }
-SHIFTS = ("learnable", "fixed", "tensor")
 
 
-def weighted(layer: nn.Module) -> list[str]:
-    """Names of all children with a weight, but for norms."""
-    norms = (nn.BatchNorm2d, nn.LayerNorm)
-    return [
-        name
-        for name, module in layer.named_modules()
-        if name and hasattr(module, "weight") and not isinstance(module, norms)
-    ]
-
-
-def _unit(channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> nn.Module:
-    conv = nn.Conv2d(
-        channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
-    )
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.SiLU())
-
-
-class CSP(nn.Module):
-    """Stem, and a stage whose second half of channels goes past a residual pair."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.down = _unit(3, 8, 3, 2), _unit(8, 16, 3, 2)
-        self.pair = nn.Sequential(_unit(8, 8), _unit(8, 8, 3))
-        self.merge, self.head = _unit(16, 16), nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        left, right = self.down(self.stem(x)).chunk(2, dim=1)
-        x = self.merge(torch.cat([left, right + self.pair(right)], dim=1))
-        return self.head(x.mean((2, 3)))
-
-
-def _resnet18() -> nn.Module:
-    torchvision = pytest.importorskip("torchvision", reason="pip install torchvision")
-    return torchvision.models.resnet18(num_classes=5)
-
-
-def _timm_resnet50() -> nn.Module:
-    timm = pytest.importorskip("timm", reason="timm is not installed (pip install timm)")
-    return timm.create_model("resnet50", num_classes=5)
-
-
-NETWORKS = {"resnet18": _resnet18, "timm-resnet50": _timm_resnet50, "csp": CSP}
-
-
-def build_network(name: str) -> nn.Module:
-    """A network of somebody else, in evaluation, with ``ACmix2d`` in place of convolutions."""
-    network = NETWORKS[name]().eval()
-    acmix.replace_convolutions(network, kernel_att=3, copy_weights=False)
-    return network
-
-
-def images(size: int = 33) -> Tensor:
-    """Input of a network."""
-    return torch.randn(2, 3, size, size)
+def randomised(layer: nn.Module) -> nn.Module:
+    """Parameters and statistics that hide no mistake: none at the start is zero or one."""
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    for name, parameter in layer.named_parameters():
+        if name.startswith(("rate", "dep_conv", "relative_position")):
+            nn.init.normal_(parameter)
+    return layer

@@ -16,12 +16,13 @@ from torch.nn.utils import (
     weight_norm,
 )
 
-from layers import CASES, SHIFTS, weighted
+from layers import LAYERS
+from user_networks import SHIFTS, weighted
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=LAYERS)
 def case(request):
-    return CASES[request.param]
+    return LAYERS[request.param]
 
 
 @pytest.fixture(params=SHIFTS)
@@ -65,7 +66,7 @@ def test_children_are_called_where_they_are_more_than_their_weights(case, use):
     wrap, unwrap = USES[use]
     for name in weighted(case.build()):
         torch.manual_seed(0)
-        layer, inputs = case.build(), case.inputs()
+        layer, inputs = case.build(), case.inputs(6, 7)
         child = layer.get_submodule(name)
         nn.init.normal_(child.weight)
         plain = copy.deepcopy(layer)
@@ -87,7 +88,7 @@ def test_children_are_called_where_they_are_more_than_their_weights(case, use):
 
 def test_children_may_be_replaced(case):
     torch.manual_seed(0)
-    layer, inputs = case.build().eval(), case.inputs()
+    layer, inputs = case.build().eval(), case.inputs(6, 7)
     expected = layer(*inputs)
     for name in weighted(layer):
         if name != "dep_conv":
@@ -143,7 +144,7 @@ WAYS = [copied, pickled, averaged, called_by_function, made_from_meta, assigned_
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_the_same_layer_another_way(case, shift, way):
-    layer, inputs = case.build(shift=shift).eval(), case.inputs()
+    layer, inputs = case.build(shift=shift).eval(), case.inputs(6, 7)
     expected = layer(*inputs).detach()
     twin = way(layer)
     torch.testing.assert_close(twin(*inputs), expected, rtol=0, atol=0)
@@ -159,14 +160,14 @@ def test_a_layer_of_no_memory_starts_anew(case, shift):
     layer.reset_parameters()
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(layer.state_dict()[name], tensor), name
-    inputs = case.inputs()
+    inputs = case.inputs(6, 7)
     torch.testing.assert_close(layer.eval()(*inputs), fresh.eval()(*inputs), rtol=0, atol=0)
 
 
 def test_adapters_learn_and_merge(case):
     peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
     torch.manual_seed(0)
-    layer, inputs = case.build(), case.inputs()
+    layer, inputs = case.build(), case.inputs(6, 7)
     plain = copy.deepcopy(layer).eval()
     # An adapter of a convolution of groups other than one does not exist, so none of dep_conv.
     targets = [name for name in weighted(layer) if name != "dep_conv"]
@@ -190,7 +191,7 @@ def test_weights_may_wait_elsewhere(case, shift, where, tmp_path):
     accelerate = pytest.importorskip(
         "accelerate", reason="accelerate is not installed (pip install accelerate)"
     )
-    layer, inputs = case.build(shift=shift).eval(), case.inputs()
+    layer, inputs = case.build(shift=shift).eval(), case.inputs(6, 7)
     expected = layer(*inputs).detach()
     if where == "cpu":
         accelerate.cpu_offload(layer, execution_device="cpu")

@@ -8,7 +8,8 @@ import torch
 from torch import fx, nn
 
 import acmix
-from layers import CASES, NETWORKS, build_network, images
+from layers import LAYERS
+from user_networks import NETWORKS, build_network, images
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -23,10 +24,10 @@ def test_network_with_layers_is_traced(name):
         torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LAYERS)
 def test_layers_of_all_kinds_are_leaves(name):
-    case = CASES[name]
-    x, *size = case.inputs()
+    case = LAYERS[name]
+    x, *size = case.inputs(6, 7)
 
     class Network(nn.Module):
         def __init__(self):
@@ -45,12 +46,12 @@ def test_layers_of_all_kinds_are_leaves(name):
 
 def test_a_traced_layer_says_what_to_trace():
     with pytest.raises(acmix.InputError, match="root=ACmix2d: a leaf; trace a module that holds"):
-        fx.symbolic_trace(CASES["acmix2d"].build())
+        fx.symbolic_trace(LAYERS["ACmix2d"].build())
 
 
 def test_script_says_what_to_do():
     with pytest.raises(acmix.InputError, match="use torch.jit.trace or torch.export"):
-        torch.jit.script(nn.Sequential(CASES["acmix2d"].build()))
+        torch.jit.script(nn.Sequential(LAYERS["ACmix2d"].build()))
 
 
 class Operators(nn.Module):
