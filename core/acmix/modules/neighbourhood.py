@@ -167,6 +167,8 @@ class PatchwiseACmix(ACmixBase):
         """Multiply-adds for one map of this input size."""
         relation, window = self.head_dim, self.kernel_att**2
         pixel = self.in_channels * (2 * relation + self.dim)
+        if hasattr(self, "conv_p"):
+            pixel += self.conv_p.weight.numel()
         if self.has_attention:
             products = sum(m.weight.numel() for m in self.conv_w if isinstance(m, nn.Conv2d))
             evaluations = 1 if self.attention == "patchwise" else window

@@ -1,10 +1,12 @@
 """The convolution path: a layer over the maps, then shift and sum."""
 
+import math
+
 from torch import Tensor
 
 from acmix.geometry import output_size
 from acmix.layout import empty_image, empty_map
-from acmix.ops.registration import define
+from acmix.ops.registration import Shape, define
 
 
 def empty_weights(layer: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,6 +23,16 @@ def _fake_backward(grad, maps, layer, kernels, stride):
     return empty_map(maps, maps.shape), *empty_weights(layer, kernels)
 
 
+def convolution_multiply_adds(maps: Shape, layer: Shape, kernels: Shape, stride: int) -> int:
+    """The layer at every pixel, the shifts at every output; a bias has none."""
+    pixels, outputs = math.prod(maps[3:]), math.prod(output_size(maps[3:], stride))
+    return maps[0] * (layer[0] * math.prod(maps[1:3]) * pixels + math.prod(kernels) * outputs)
+
+
+def _multiply_adds_backward(grad, *args):
+    return 2 * convolution_multiply_adds(*args)
+
+
 def _setup(ctx, inputs, output):
     *tensors, ctx.stride = inputs
     ctx.save_for_backward(*tensors)
@@ -34,10 +46,12 @@ convolution_backward = define(
     "convolution_backward(Tensor grad, Tensor maps, Tensor layer, Tensor kernels, int stride) "
     "-> (Tensor, Tensor, Tensor)",
     _fake_backward,
+    multiply_adds=_multiply_adds_backward,
 )
 convolution = define(
     "convolution(Tensor maps, Tensor layer, Tensor kernels, int stride) -> Tensor",
     _fake,
     _backward,
     _setup,
+    multiply_adds=convolution_multiply_adds,
 )
