@@ -13,7 +13,7 @@ from support import ROOT
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
     ("acmix.errors", "acmix.suggest"),
-    ("acmix.checks", "acmix.geometry", "acmix.layout"),
+    ("acmix.checks", "acmix.fx", "acmix.geometry", "acmix.layout"),
     ("acmix.ops", "acmix.reference"),
     ("acmix.backends",),
     ("acmix.functional",),

@@ -14,9 +14,11 @@ from acmix.checks import (
     check_shape,
     require,
 )
+from acmix.fx import fx_function
 from acmix.geometry import can_reflect, output_size
 
 
+@fx_function
 def sliding_window_attention(
     q: Tensor,
     k: Tensor,
@@ -69,6 +71,7 @@ def sliding_window_attention(
     return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
 
 
+@fx_function
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -115,6 +118,7 @@ def window_attention(
     return choose("window_attention", backend, q)(q, k, v, bias, mask, dropout=dropout)
 
 
+@fx_function
 def convolution_path(
     qkv: Tensor,
     fc_weight: Tensor,
@@ -163,6 +167,7 @@ def convolution_path(
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
 
 
+@fx_function
 def sliding_window_paths(
     qkv: Tensor,
     position: Tensor,
@@ -216,6 +221,7 @@ def sliding_window_paths(
     return attention.flatten(1, 2), convolution
 
 
+@fx_function
 def neighbourhood_aggregation(
     v: Tensor,
     w: Tensor,
@@ -265,6 +271,7 @@ def neighbourhood_aggregation(
     return run(v, w, **options)
 
 
+@fx_function
 def neighbourhood_difference(
     a: Tensor,
     b: Tensor | None = None,

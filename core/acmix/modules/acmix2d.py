@@ -2,14 +2,14 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from acmix.checks import check_odd, check_positive, require
 from acmix.functional import sliding_window_attention, sliding_window_paths
-from acmix.geometry import output_size, pixel_grid
+from acmix.fx import fx_leaf
+from acmix.geometry import output_size
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf, is_plain, project
+from acmix.modules.children import encode_position, is_plain, project
 
 
 class ACmix2d(ACmixBase):
@@ -124,13 +124,7 @@ class ACmix2d(ACmixBase):
 
     def _position(self, qkv: Tensor) -> Tensor:
         """Position encoding, (D, H, W)."""
-        conv = self.conv_p
-        grid = pixel_grid(qkv.shape[-2:], like=conv.weight)
-        if not is_plain(conv, nn.Conv2d) or conv.bias is None:
-            return conv(grid)[0].to(qkv.dtype)
-        # A product, as torch's convolution of two channels is slow.
-        position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid[0].flatten(1))
-        return position.unflatten(1, grid.shape[2:]).to(qkv.dtype)
+        return encode_position(self.conv_p, like=qkv)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size (paper Table 1, and the position term).

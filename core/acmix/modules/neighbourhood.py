@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from acmix.checks import check_choice, check_odd, check_positive, require
 from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
-from acmix.geometry import can_reflect, neighbours, pixel_grid
+from acmix.fx import fx_leaf
+from acmix.geometry import can_reflect, neighbours
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import affine_of, fx_leaf, has_statistics, is_plain
+from acmix.modules.children import affine_of, encode_position, has_statistics, is_plain
 
 SAN_ATTENTIONS = ("patchwise", "pairwise")
 
@@ -111,7 +112,7 @@ class PatchwiseACmix(ACmixBase):
 
     def _pairwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
-        position = self.conv_p(pixel_grid(q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
+        position = encode_position(self.conv_p, like=q)[None]
         relation, offset = (
             neighbourhood_difference(a, b, kernel_size=self.kernel_att, backend=self.backend)
             for a, b in ((q, k), (position, position))
@@ -166,6 +167,8 @@ class PatchwiseACmix(ACmixBase):
         """Multiply-adds for one map of this input size."""
         relation, window = self.head_dim, self.kernel_att**2
         pixel = self.in_channels * (2 * relation + self.dim)
+        if hasattr(self, "conv_p"):
+            pixel += self.conv_p.weight.numel()
         if self.has_attention:
             products = sum(m.weight.numel() for m in self.conv_w if isinstance(m, nn.Conv2d))
             evaluations = 1 if self.attention == "patchwise" else window

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_positive, require
+from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf
 
 
 class GlobalACmix(ACmixBase):
@@ -136,10 +136,11 @@ class GlobalACmix(ACmixBase):
         """Multiply-adds for one map of this input size and T extra tokens."""
         tokens = extra + height * width
         reduced = (max(height // self.sr_ratio, 1), max(width // self.sr_ratio, 1))
-        keys = extra + reduced[0] * reduced[1]
+        pixels = reduced[0] * reduced[1]
+        keys = extra + pixels
         total = self.dim**2 * (tokens + 2 * keys)
         if self.sr_ratio > 1:
-            total += self.sr_ratio**2 * self.dim**2 * keys
+            total += self.sr_ratio**2 * self.dim**2 * pixels
         if self.has_attention:
             total += self.dim**2 * tokens + 2 * tokens * keys * self.dim
         return total + self.convolution_multiply_adds(height * width, height * width)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from acmix.checks import check_positive, require
 from acmix.functional import window_attention
+from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf
 
 
 class WindowACmix(ACmixBase):

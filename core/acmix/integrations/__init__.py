@@ -1,0 +1,1 @@
+"""What makes other projects know our layers; each module needs its project installed."""
