@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from acmix.backends import choose, find_joint
@@ -60,9 +61,10 @@ def sliding_window_attention(
     check_rank("q", q, "B", "N", "D", "H", "W")
     check_shape("k", k, q.shape)
     check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
     if position is not None:
         check_shape("position", position, q.shape[2:])
-    check_same_kind(q=q, k=k, v=v)
+        check_same_kind(q=q, position=position)
     _check_window(kernel_size, stride, dilation)
     run = choose("sliding_window_attention", backend, q)
     return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
@@ -102,6 +104,7 @@ def window_attention(
     check_rank("q", q, "B * nW", "N", "L", "D")
     check_shape("k", k, q.shape)
     check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
     _, heads, length, _ = q.shape
     check_shape("bias", bias, (heads, length, length))
     if mask is not None:
@@ -158,6 +161,7 @@ def convolution_path(
     check_positive("stride", stride)
     if fc_bias is not None:
         check_shape("fc_bias", fc_bias, (taps,))
+    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
     run = choose("convolution_path", backend, qkv)
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
 
@@ -200,12 +204,14 @@ def sliding_window_paths(
     head_dim = _head_dim(qkv, fc_weight)
     maps = fc_weight.shape[1]
     require(maps % 3 == 0, "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
+    check_shape("position", position, (head_dim, *qkv.shape[2:]))
+    check_same_kind(qkv=qkv, position=position)
+    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
+    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels)
+    _check_window(kernel_size, stride, dilation)
     window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
     joint = find_joint("sliding_window_paths", backend, qkv)
     if joint is not None:
-        check_shape("position", position, (head_dim, *qkv.shape[2:]))
-        _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
-        _check_window(**window)
         return joint(qkv, position, fc_weight, kernels, **window)
     q, k, v = qkv.unflatten(1, (3, maps // 3, -1)).unbind(1)
     attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
@@ -332,6 +338,12 @@ def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
     expected = f"give (a multiple of {head_dim}, {taps}, k_c, k_c)"
     require(fits, "kernels.shape", tuple(kernels.shape), expected)
     check_odd("kernels.shape[-1]", kernels.shape[-1])
+
+
+def _check_weights(qkv: Tensor, **weights: Tensor | None) -> None:
+    """Raise unless weights are of the kind of the maps; under autocast they may differ."""
+    if not torch.is_autocast_enabled(qkv.device.type):
+        check_same_kind(qkv=qkv, **{name: w for name, w in weights.items() if w is not None})
 
 
 def _check_window(kernel_size: int, stride: int, dilation: int) -> None:

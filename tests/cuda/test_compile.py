@@ -27,15 +27,17 @@ def test_every_type_compiles_without_spills(compiler, stem, arch):
 
 
 def test_error_names_source_and_architecture(compiler, monkeypatch):
-    text = kernels.source("subtraction").replace("Offset plane", "Ofset plane", 1)
+    text = kernels.source("difference").replace("Offset plane", "Ofset plane", 1)
     monkeypatch.setattr(kernels, "source", lambda stem: text)
-    with pytest.raises(RuntimeError, match=r"subtraction\.cu, sm_80.*\n(.*\n)*.*Ofset"):
-        compiler.compile_source("subtraction", torch.float32, 80)
+    with pytest.raises(RuntimeError, match=r"difference\.cu, sm_80.*\n(.*\n)*.*Ofset"):
+        compiler.compile_source("difference", torch.float32, 80)
 
 
 def test_spills_are_counted(compiler, monkeypatch):
     text = kernels.source("attention")
-    tight = text.replace("sizeof(T) == 8 ? 1 : 3) attention_grad_key(", "8) attention_grad_key(")
+    tight = text.replace(
+        "sizeof(T) == 8 ? 1 : 3)\n    attention_grad_key(", "8) attention_grad_key("
+    )
     assert tight != text
     monkeypatch.setattr(kernels, "source", lambda stem: tight)
     name = "attention_grad_key<float, 7, 1>"

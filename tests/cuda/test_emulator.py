@@ -16,23 +16,25 @@ from cuda_emulator.operators import (
 from support import gradients
 
 # Where the first of several barriers stands in the kernels' text, and other places for bugs.
-_FILL = "values[c * size + i] = at < 0 ? A(0) : A(load(map + Offset(c) * pixels + at));\n    }\n"
-_BARRIER = "    __syncthreads();\n"
+_FILL = (
+    "values[c * size + i] = at < 0 ? A(0) : A(load(map + Offset(c) * pixels + at));\n        }\n"
+)
+_BARRIER = "        __syncthreads();\n"
 _BUGS = {
     "no barrier after the fill": (_FILL + _BARRIER, _FILL, "uninitialised read|race: "),
     "no barrier before the fill": (
-        _BARRIER + "    const int thread",
-        "    const int thread",
+        _BARRIER + "        const int thread",
+        "        const int thread",
         "uninitialised read|race: ",
     ),
     "divergent barrier": (
         _FILL + _BARRIER,
-        _FILL + "    if (threadIdx.x > 0)\n" + _BARRIER + "    else\n" + _BARRIER,
+        _FILL + "        if (threadIdx.x > 0)\n" + _BARRIER + "        else\n" + _BARRIER,
         "divergent barrier",
     ),
     "barrier after an exit": (
-        "  const Offset plane = tile.plane;",
-        "  if (!valid[0]) return;\n  const Offset plane = tile.plane;",
+        "    const Offset plane = tile.plane;",
+        "    if (!valid[0]) return;\n    const Offset plane = tile.plane;",
         "have left the kernel",
     ),
     "read past the map": (
@@ -112,15 +114,15 @@ def test_kernels_are_clean_in_check_mode(emulate, monkeypatch, order):
 
 def test_arguments_of_wrong_number_or_type_are_refused():
     q = torch.zeros(1, 1, 2, 4, 4)
-    name = "subtraction_grad_first<float, 3>"
+    name = "difference_grad_a<float, 3>"
     with pytest.raises(cuda_emulator.KernelError, match="2 arguments, the kernel takes 9"):
-        launcher.launch("subtraction", name, 1, (32, 1, 1), (q, q))
+        launcher.launch("difference", name, 1, (32, 1, 1), (q, q))
     sizes = (4, 4, 4, 4, 3, 1, 1)
     with pytest.raises(cuda_emulator.KernelError, match=r"argument 1 is torch\.float64"):
-        launcher.launch("subtraction", name, 1, (32, 1, 1), (q, q.double(), *sizes))
+        launcher.launch("difference", name, 1, (32, 1, 1), (q, q.double(), *sizes))
     runtime = cuda_emulator.EmulatedRuntime()
     address = runtime.address(q)
-    function = runtime.module("subtraction", name, q).get_function(name)
+    function = runtime.module("difference", name, q).get_function(name)
     with pytest.raises(cuda_emulator.KernelError, match="argument 2 is <class 'int'>"):
         function((1, 1, 1), (32, 1, 1), (address, address, *sizes))
 

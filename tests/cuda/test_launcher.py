@@ -90,11 +90,11 @@ def test_scalars_are_typed():
 def test_what_a_kernel_cannot_count_is_refused(emulated):
     x = torch.zeros(1, 1, 1, 1)
     with pytest.raises(acmix.InputError, match="split the batch"):
-        launcher.launch("subtraction", "any", 2**31, (1, 1, 1), (x,))
+        launcher.launch("difference", "any", 2**31, (1, 1, 1), (x,))
     with pytest.raises(acmix.InputError, match="below 2\\*\\*31"):
-        launcher.launch("subtraction", "subtraction_forward<float, 3>", 1, (1, 1, 1), (x, 2**31))
+        launcher.launch("difference", "difference_forward<float, 3>", 1, (1, 1, 1), (x, 2**31))
     with pytest.raises(acmix.InputError, match="contiguous"):
-        launcher.launch("subtraction", "any", 1, (1, 1, 1), (x, torch.zeros(2, 3).T))
+        launcher.launch("difference", "any", 1, (1, 1, 1), (x, torch.zeros(2, 3).T))
     with pytest.raises(acmix.InputError, match="fewer than 2\\*\\*31 pixels"):
         subtraction(*[x[:, :0].expand(1, 0, 2**16, 2**16)] * 2, kernel_size=3)
     with pytest.raises(acmix.InputError, match="too wide to reflect"):

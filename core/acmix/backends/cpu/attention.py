@@ -68,11 +68,9 @@ def attend(
     size = output_size(q.shape[3:], stride)
     out, lse = empty_map(like, (*q.shape[:3], *size), q.dtype), empty_lse(q, size)
     library.load().run(
-        "attention_forward",
-        [q, k, v, out, lse.unsqueeze(2)],
-        (*q.shape, kernel_size, stride, dilation),
-        reflect=can_reflect(q.shape[3:], dilation * (kernel_size // 2)),
-        position=position,
+        "attention",
+        _settings(q, kernel_size, stride, dilation),
+        dict(q=q, k=k, v=v, position=position, out=out, lse=lse.unsqueeze(2)),
     )
     return out, lse
 
@@ -91,9 +89,26 @@ def attend_backward(
     kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
     dq, dk, dv = grads
     library.load().run(
-        "attention_backward",
-        [q, k, v, grad, lse.unsqueeze(2), dq[..., ::stride, ::stride], dk, dv],
-        (*q.shape, kernel_size, stride, dilation),
-        reflect=can_reflect(q.shape[3:], dilation * (kernel_size // 2)),
-        position=position,
+        "attention",
+        _settings(q, kernel_size, stride, dilation, backward=True),
+        dict(
+            q=q,
+            k=k,
+            v=v,
+            position=position,
+            lse=lse.unsqueeze(2),
+            grad=grad,
+            grad_q=dq[..., ::stride, ::stride],
+            grad_k=dk,
+            grad_v=dv,
+        ),
+    )
+
+
+def _settings(
+    q: Tensor, kernel_size: int, stride: int, dilation: int, *, backward: bool = False
+) -> dict[str, int]:
+    reflect = can_reflect(q.shape[3:], dilation * (kernel_size // 2))
+    return library.window(
+        q.shape, kernel_size, stride, dilation, reflect=reflect, backward=backward
     )

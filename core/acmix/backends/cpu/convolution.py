@@ -80,12 +80,16 @@ def convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> T
     row = stride * weights.shape[1] * (width + kernels.shape[-1])
     # Enough units for all threads; the result does not depend on them.
     share = size[0] * batch * depth * x.itemsize // (2 * torch.get_num_threads() * _VECTOR_BYTES)
-    library.load().convolve(
-        {"in": x, "out": out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2)},
-        None if layer is None else layer.to(x.dtype).contiguous(),
-        weights,
-        stride=stride,
-        band=_even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share)),
+    band = _even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share))
+    library.load().run(
+        "convolution",
+        _settings(x, layer, weights, stride, band),
+        dict(
+            input=x,
+            layer=_contiguous(layer, x.dtype),
+            kernels=weights,
+            out=out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2),
+        ),
     )
     return out.permute(0, 3, 1, 2)
 
@@ -112,18 +116,49 @@ def convolve_backward(
     summands = len(x) * -(-height // band)
     dkernels = weights.new_empty((summands, *weights.shape))
     dlayer = None if layer is None else weights.new_empty((summands, *layer.shape, depth))
-    library.load().convolve(
-        {"in": x, "out": g.permute(0, 4, 3, 1, 2), "grad_in": dx},
-        None if layer is None else layer.to(x.dtype).contiguous(),
-        weights,
-        stride=stride,
-        band=band,
-        grads=(dlayer, dkernels),
-        add=add,
+    library.load().run(
+        "convolution",
+        {**_settings(x, layer, weights, stride, band), "backward": True, "add": add},
+        dict(
+            input=x,
+            layer=_contiguous(layer, x.dtype),
+            kernels=weights,
+            grad=g.permute(0, 4, 3, 1, 2),
+            grad_input=dx,
+            grad_layer=dlayer,
+            grad_kernels=dkernels,
+        ),
     )
     dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
     dlayer = kernels.new_empty(0) if layer is None else dlayer.sum((0, 3)).to(layer.dtype)
     return dlayer, dkernels.to(kernels.dtype)
+
+
+def _settings(
+    x: Tensor, layer: Tensor | None, weights: Tensor, stride: int, band: int
+) -> dict[str, int]:
+    """The numbers of a call; ``band`` rows of the result are one unit of work."""
+    batch, maps, depth, height, width = x.shape
+    outs, inputs, size, _, _ = weights.shape
+    # One column more than there are maps is for a map of ones.
+    columns = inputs if layer is None else layer.shape[1]
+    return dict(
+        ones=columns - maps,
+        batch=batch,
+        maps=maps,
+        taps=0 if layer is None else inputs,
+        outs=outs,
+        depth=depth,
+        height=height,
+        width=width,
+        kernel=size,
+        stride=stride,
+        band=band,
+    )
+
+
+def _contiguous(layer: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if layer is None else layer.to(dtype).contiguous()
 
 
 def _by_output(kernels: Tensor, x: Tensor) -> Tensor:
