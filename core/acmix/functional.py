@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from acmix.backends import choose, find_joint
+from acmix.backends.folding import MAX_FOLDED_MAPS
 from acmix.checks import (
     check_odd,
     check_positive,
@@ -137,9 +138,11 @@ def convolution_path(
 
     Args:
         qkv: Projections, (B, 3N * D, H, W): q heads 0..N-1, then k heads, then v heads; unscaled.
-        fc_weight: (taps, 3N), with taps = k_c².
+        fc_weight: (taps, 3N), with taps = k_c²; (0, 3N) where the layer is folded into the kernels.
         kernels: (D * M, taps, k_c, k_c); output channel d * M + m belongs to group d. ``None``
             moves tensors instead: tap i shifted by (i // k_c, i % k_c) - k_c // 2, with M = 1.
+            With the layer folded in, (D * M, 3N, k_c, k_c), and with its bias one more, for a map
+            of ones; at most 12 maps.
         fc_bias: (taps,) or ``None``.
         stride: Stride of the convolution, in pixels.
         backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
@@ -158,7 +161,7 @@ def convolution_path(
         check_odd("square root of the taps", math.isqrt(taps))
         require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
     else:
-        _check_kernels(kernels, taps, head_dim)
+        _check_kernels(kernels, _inputs(fc_weight, fc_bias), head_dim)
     check_positive("stride", stride)
     if fc_bias is not None:
         check_shape("fc_bias", fc_bias, (taps,))
@@ -187,8 +190,8 @@ def sliding_window_paths(
     Args:
         qkv: Projections, (B, 3N * D, H, W): q heads 0..N-1, then k heads, then v heads; unscaled.
         position: Position encoding of the attention, (D, H, W).
-        fc_weight: Layer of the convolution path, (taps, 3N).
-        kernels: Its shift kernels, (D * N, taps, k_c, k_c).
+        fc_weight: Layer of the convolution path, (taps, 3N), or (0, 3N) where it is folded.
+        kernels: Its shift kernels, (D * N, taps, k_c, k_c), or the folded, (D * N, 3N, k_c, k_c).
         kernel_size: Side of the attention window in keys, odd.
         stride: Stride of both outputs, in pixels.
         dilation: Distance of neighbouring keys of the attention, in pixels.
@@ -208,7 +211,7 @@ def sliding_window_paths(
     require(maps % 3 == 0, "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
     check_shape("position", position, (head_dim, *qkv.shape[2:]))
     check_same_kind(qkv=qkv, position=position)
-    _check_kernels(kernels, fc_weight.shape[0], head_dim)
+    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
     _check_weights(qkv, fc_weight=fc_weight, kernels=kernels)
     _check_window(kernel_size, stride, dilation)
     window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
@@ -324,6 +327,16 @@ def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
     fits = maps > 0 and channels % maps == 0
     require(fits, "qkv.shape", tuple(qkv.shape), f"give (B, {maps} * D, H, W) for {maps} maps")
     return channels // maps
+
+
+def _inputs(fc_weight: Tensor, fc_bias: Tensor | None) -> int:
+    """Maps that the kernels read: the taps of the layer, or its inputs where it is folded."""
+    taps, maps = fc_weight.shape
+    if taps > 0:
+        return taps
+    remedy = f"a layer over more than {MAX_FOLDED_MAPS} maps stays a layer"
+    require(maps <= MAX_FOLDED_MAPS, "fc_weight.shape", tuple(fc_weight.shape), remedy)
+    return maps + (fc_bias is not None)
 
 
 def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:

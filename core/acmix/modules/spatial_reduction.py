@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from acmix.checks import check_positive, require
 from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
+from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
 
 
@@ -131,6 +132,13 @@ class GlobalACmix(ACmixBase):
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
         out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)
         return pad_missing(out, (0, 0, extra, 0))
+
+    def _fold(self) -> None:
+        if self.has_attention:
+            self.proj = baked(self.proj, "proj", self.dim, nn.Linear)
+        super()._fold()
+        if self.has_attention:
+            self._fold_alpha(self.proj)
 
     def multiply_adds(self, height: int, width: int, extra: int = 0) -> int:
         """Multiply-adds for one map of this input size and T extra tokens."""
