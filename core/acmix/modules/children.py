@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acmix.geometry import pixel_grid
+from acmix.tracing import unflatten
 
 Child = TypeVar("Child", bound=nn.Module)
 
@@ -72,7 +73,7 @@ def encode_position(conv: nn.Conv2d, like: Tensor) -> Tensor:
     grid = pixel_grid(size, like=conv.weight)[0].flatten(1)
     # A product, as torch's convolution of two channels is slow.
     position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid)
-    return position.unflatten(1, size).to(like.dtype)
+    return unflatten(position, 1, size).to(like.dtype)
 
 
 def reset_children(layer: nn.Module) -> None:
