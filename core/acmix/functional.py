@@ -2,9 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from acmix.backends import choose, find_joint
+from acmix.backends.folding import MAX_FOLDED_MAPS
 from acmix.checks import (
     agree,
     check_odd,
@@ -16,10 +18,12 @@ from acmix.checks import (
     has_shape,
     require,
 )
+from acmix.fx import fx_function
 from acmix.geometry import can_reflect, output_size
 from acmix.tracing import as_number, is_known, unflatten
 
 
+@fx_function
 def sliding_window_attention(
     q: Tensor,
     k: Tensor,
@@ -63,14 +67,16 @@ def sliding_window_attention(
     check_rank("q", q, "B", "N", "D", "H", "W")
     check_shape("k", k, q.shape)
     check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
     if position is not None:
         check_shape("position", position, q.shape[2:])
-    check_same_kind(q=q, k=k, v=v)
+        check_same_kind(q=q, position=position)
     _check_window(kernel_size, stride, dilation)
     run = choose("sliding_window_attention", backend, q)
     return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
 
 
+@fx_function
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -105,6 +111,7 @@ def window_attention(
     check_rank("q", q, "B * nW", "N", "L", "D")
     check_shape("k", k, q.shape)
     check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
     _, heads, length, _ = q.shape
     check_shape("bias", bias, (heads, length, length))
     if mask is not None:
@@ -114,6 +121,7 @@ def window_attention(
     return choose("window_attention", backend, q)(q, k, v, bias, mask, dropout=dropout)
 
 
+@fx_function
 def convolution_path(
     qkv: Tensor,
     fc_weight: Tensor,
@@ -132,9 +140,11 @@ def convolution_path(
 
     Args:
         qkv: Projections, (B, 3N * D, H, W): q heads 0..N-1, then k heads, then v heads; unscaled.
-        fc_weight: (taps, 3N), with taps = k_c².
+        fc_weight: (taps, 3N), with taps = k_c²; (0, 3N) where the layer is folded into the kernels.
         kernels: (D * M, taps, k_c, k_c); output channel d * M + m belongs to group d. ``None``
             moves tensors instead: tap i shifted by (i // k_c, i % k_c) - k_c // 2, with M = 1.
+            With the layer folded in, (D * M, 3N, k_c, k_c), and with its bias one more, for a map
+            of ones; at most 12 maps.
         fc_bias: (taps,) or ``None``.
         stride: Stride of the convolution, in pixels.
         backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
@@ -153,14 +163,16 @@ def convolution_path(
         check_odd("square root of the taps", math.isqrt(taps))
         require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
     else:
-        _check_kernels(kernels, taps, head_dim)
+        _check_kernels(kernels, _inputs(fc_weight, fc_bias), head_dim)
     check_positive("stride", stride)
     if fc_bias is not None:
         check_shape("fc_bias", fc_bias, (taps,))
+    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
     run = choose("convolution_path", backend, qkv)
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
 
 
+@fx_function
 def sliding_window_paths(
     qkv: Tensor,
     position: Tensor,
@@ -180,8 +192,8 @@ def sliding_window_paths(
     Args:
         qkv: Projections, (B, 3N * D, H, W): q heads 0..N-1, then k heads, then v heads; unscaled.
         position: Position encoding of the attention, (D, H, W).
-        fc_weight: Layer of the convolution path, (taps, 3N).
-        kernels: Its shift kernels, (D * N, taps, k_c, k_c).
+        fc_weight: Layer of the convolution path, (taps, 3N), or (0, 3N) where it is folded.
+        kernels: Its shift kernels, (D * N, taps, k_c, k_c), or the folded, (D * N, 3N, k_c, k_c).
         kernel_size: Side of the attention window in keys, odd.
         stride: Stride of both outputs, in pixels.
         dilation: Distance of neighbouring keys of the attention, in pixels.
@@ -199,12 +211,14 @@ def sliding_window_paths(
     head_dim = _head_dim(qkv, fc_weight)
     maps = as_number(fc_weight.shape[1])
     require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
+    check_shape("position", position, (head_dim, *qkv.shape[2:]))
+    check_same_kind(qkv=qkv, position=position)
+    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
+    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels)
+    _check_window(kernel_size, stride, dilation)
     window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
     joint = find_joint("sliding_window_paths", backend, qkv)
     if joint is not None:
-        check_shape("position", position, (head_dim, *qkv.shape[2:]))
-        _check_kernels(kernels, fc_weight.shape[0], head_dim)
-        _check_window(**window)
         return joint(qkv, position, fc_weight, kernels, **window)
     q, k, v = unflatten(qkv, 1, (3, maps // 3, -1)).unbind(1)
     attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
@@ -212,6 +226,7 @@ def sliding_window_paths(
     return attention.flatten(1, 2), convolution
 
 
+@fx_function
 def neighbourhood_aggregation(
     v: Tensor,
     w: Tensor,
@@ -262,6 +277,7 @@ def neighbourhood_aggregation(
     return run(v, w, **options)
 
 
+@fx_function
 def neighbourhood_difference(
     a: Tensor,
     b: Tensor | None = None,
@@ -272,7 +288,7 @@ def neighbourhood_difference(
     reflect: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Each pixel of ``a`` minus the pixels of ``b`` around it (SAN's subtraction relation).
+    """Each pixel of ``a`` minus the pixels of ``b`` around it (SAN's pairwise relation).
 
     ``out[b, c, o, p] = a[b, c, stride * p] - b[b, c, stride * p + offset(o)]``, offsets row by
     row. The result has k² times the input's elements.
@@ -316,12 +332,28 @@ def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
     return channels // maps
 
 
+def _inputs(fc_weight: Tensor, fc_bias: Tensor | None) -> int:
+    """Maps that the kernels read: the taps of the layer, or its inputs where it is folded."""
+    taps, maps = fc_weight.shape
+    if taps > 0:
+        return taps
+    remedy = f"a layer over more than {MAX_FOLDED_MAPS} maps stays a layer"
+    require(maps <= MAX_FOLDED_MAPS, "fc_weight.shape", tuple(fc_weight.shape), remedy)
+    return maps + (fc_bias is not None)
+
+
 def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
     fits = has_shape(kernels, None, taps, None, None) and divides(head_dim, kernels.shape[0])
     fits = fits and agree(kernels.shape[2], kernels.shape[3])
     remedy = "give (a multiple of {}, {}, k_c, k_c)"
     require(fits, "kernels.shape", tuple(kernels.shape), remedy, head_dim, taps)
     check_odd("kernels.shape[-1]", as_number(kernels.shape[-1]))
+
+
+def _check_weights(qkv: Tensor, **weights: Tensor | None) -> None:
+    """Raise unless weights are of the kind of the maps; under autocast they may differ."""
+    if not torch.is_autocast_enabled(qkv.device.type):
+        check_same_kind(qkv=qkv, **{name: w for name, w in weights.items() if w is not None})
 
 
 def _check_window(kernel_size: int, stride: int, dilation: int) -> None:

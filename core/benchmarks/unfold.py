@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.backends import BACKENDS, torch_backend
+from acmix.backends import BACKENDS
+from acmix.backends import torch as torch_backend
 from acmix.geometry import output_size
 
 

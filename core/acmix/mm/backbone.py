@@ -2,7 +2,8 @@
 
 from mmengine.model import PretrainedInit
 
-from acmix.checkpoint import read_checkpoint, state_dict_of
+from acmix.checkpoint import state_dict_of
+from acmix.mm.read import read_anywhere
 from acmix.mm.weights import load_weights
 
 
@@ -25,7 +26,7 @@ class ACmixBackbone:
         super().init_weights()
         for cfg in files:
             path = cfg["checkpoint"]
-            load_weights(self, state_dict_of(read_checkpoint(path), path), path)
+            load_weights(self, state_dict_of(read_anywhere(path), path), path)
 
     def train(self, mode: bool = True) -> "ACmixBackbone":
         """Set the mode and return the backbone, which MMPretrain's own ones do not."""

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from acmix.errors import InputError
 from acmix.mm.classes import NAME_CATEGORIES
@@ -37,7 +38,7 @@ def explain(error: Exception) -> str | None:
         return f"no space left to write {error.filename or 'a file'}; free some and run again"
     images = re.findall(r"failed to load image: ([^{\n]+)", text)
     if images:
-        return f"image {images[-1]} can't be decoded; repair it or remove it from the data"
+        return undecodable(images[-1])
     missing = re.search(r"No such file or directory: '(.+?)'", text)
     if missing:
         return f"file {missing[1]} not found; check data_root and the annotation file"
@@ -53,3 +54,23 @@ def explain(error: Exception) -> str | None:
     if "end should be larger than begin" in text:
         return "param_scheduler: begins after train_cfg.max_epochs; shorten the warm-up with it"
     return None
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """What to say of a checkpoint that can't be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason, remedy = "no space left to save the checkpoint", "free some"
+    else:
+        reason = f"the checkpoint can't be saved ({error.strerror or error})"
+        remedy = "mend that"
+    return InputError(
+        f"{path}: {reason}; {remedy}, or choose another --work-dir, and go on with --resume"
+    )
+
+
+def undecodable(path: str, error: Exception | None = None) -> str:
+    """What to say of an image file that can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"file {path} not found; check data_root and the annotation file"
+    reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    return f"image {path} can't be decoded{reason}; repair it or remove it from the data"

@@ -12,27 +12,22 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import HOOKS
 
+from acmix import digests
+
 _HISTORY = "history_buffer"
 
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Turns a checkpoint into plain data before it is saved, and back after it is loaded."""
+    """Turns a checkpoint into plain data with a digest of every tensor before it is saved."""
 
     priority = "LOWEST"
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Replace every object by plain data, in place."""
+        """Replace every object by plain data and add the digests, in place."""
         plain = to_plain(checkpoint)
         checkpoint.clear()
-        checkpoint.update(plain)
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Rebuild the log histories that MMEngine resumes, in place."""
-        scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
-        for name, value in scalars.items():
-            if isinstance(value, dict) and value.get("kind") == _HISTORY:
-                scalars[name] = _to_history(value)
+        checkpoint.update(plain, **{digests.KEY: digests.digests_of(plain)})
 
 
 def to_plain(value: Any, name: str = "checkpoint") -> Any:
@@ -74,6 +69,12 @@ def _from_history(buffer: HistoryBuffer) -> dict:
     }
 
 
-def _to_history(data: dict) -> HistoryBuffer:
-    log, counts = (data[name].cpu().numpy() for name in ("log", "counts"))
-    return HistoryBuffer(log.tolist(), counts.tolist(), max_length=data["max_length"])
+def to_history(data: Any) -> HistoryBuffer | None:
+    """A log history from its plain form; ``None`` for anything else."""
+    if not (isinstance(data, dict) and data.get("kind") == _HISTORY):
+        return None
+    log, counts, length = (data.get(name) for name in ("log", "counts", "max_length"))
+    columns = isinstance(log, torch.Tensor) and isinstance(counts, torch.Tensor)
+    if not columns or log.shape != counts.shape or log.dim() != 1 or type(length) is not int:
+        return None
+    return HistoryBuffer(log.tolist(), counts.tolist(), max_length=max(length, 1))

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_positive, has_shape, require
+from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
+from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf
 from acmix.tracing import as_number, at_least, is_known, unflatten
 
 
@@ -136,14 +137,22 @@ class GlobalACmix(ACmixBase):
         out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)
         return pad_missing(out, (0, 0, extra, 0))
 
+    def _fold(self) -> None:
+        if self.has_attention:
+            self.proj = baked(self.proj, "proj", self.dim, nn.Linear)
+        super()._fold()
+        if self.has_attention:
+            self._fold_alpha(self.proj)
+
     def multiply_adds(self, height: int, width: int, extra: int = 0) -> int:
         """Multiply-adds for one map of this input size and T extra tokens."""
         tokens = extra + height * width
         reduced = (max(height // self.sr_ratio, 1), max(width // self.sr_ratio, 1))
-        keys = extra + reduced[0] * reduced[1]
+        pixels = reduced[0] * reduced[1]
+        keys = extra + pixels
         total = self.dim**2 * (tokens + 2 * keys)
         if self.sr_ratio > 1:
-            total += self.sr_ratio**2 * self.dim**2 * keys
+            total += self.sr_ratio**2 * self.dim**2 * pixels
         if self.has_attention:
             total += self.dim**2 * tokens + 2 * tokens * keys * self.dim
         return total + self.convolution_multiply_adds(height * width, height * width)

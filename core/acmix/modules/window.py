@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from acmix.checks import check_positive, has_shape, not_empty, require
 from acmix.functional import window_attention
+from acmix.fx import fx_leaf
 from acmix.geometry import missing, pad_missing
+from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf
 
 
 class WindowACmix(ACmixBase):
@@ -140,9 +141,20 @@ class WindowACmix(ACmixBase):
 
     def _position_bias(self) -> Tensor:
         """Relative position bias, (N, L, L)."""
+        if self.deployed:
+            return self.position_bias
         length = self.relative_position_index.shape[0]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return bias.view(length, length, self.num_heads).permute(2, 0, 1)
+
+    def _fold(self) -> None:
+        if self.has_attention:
+            self.proj = baked(self.proj, "proj", self.dim, nn.Linear)
+            self.position_bias = nn.Parameter(self._position_bias().contiguous())
+            del self.relative_position_bias_table, self.relative_position_index
+        super()._fold()
+        if self.has_attention:
+            self._fold_alpha(self.proj)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size, padded to windows (paper Table 1)."""

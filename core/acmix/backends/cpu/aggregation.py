@@ -20,10 +20,9 @@ def _forward(
     out = computable(v).new_empty((*v.shape[:2], *output_size(v.shape[2:], stride)))
     values = _share_weights(computable(v), w)
     library.load().run(
-        "aggregation_forward",
-        [values, computable(w), _share_weights(out, w)],
-        (*values.shape, kernel_size, stride, dilation),
-        reflect=reflect,
+        "aggregation",
+        library.window(values.shape, kernel_size, stride, dilation, reflect=reflect),
+        dict(v=values, w=computable(w), out=_share_weights(out, w)),
     )
     return out.to(v.dtype)
 
@@ -42,10 +41,15 @@ def _backward(
     values, weights = _share_weights(computable(v), w), computable(w)
     dv, dw = values.new_empty(v.shape), weights.new_empty(w.shape)
     library.load().run(
-        "aggregation_backward",
-        [values, weights, _share_weights(computable(grad), w), _share_weights(dv, w), dw],
-        (*values.shape, kernel_size, stride, dilation),
-        reflect=reflect,
+        "aggregation",
+        library.window(values.shape, kernel_size, stride, dilation, reflect=reflect, backward=True),
+        dict(
+            v=values,
+            w=weights,
+            grad=_share_weights(computable(grad), w),
+            grad_v=_share_weights(dv, w),
+            grad_w=dw,
+        ),
     )
     return dv.to(v.dtype), dw.to(w.dtype)
 

@@ -20,10 +20,9 @@ def _forward(
     size = output_size(a.shape[2:], stride)
     out = computable(a).new_empty((*a.shape[:2], kernel_size**2, *size))
     library.load().run(
-        "subtraction_forward",
-        [computable(a).unsqueeze(2), computable(b).unsqueeze(2), out],
-        (*a.shape[:2], 1, *a.shape[2:], kernel_size, stride, dilation),
-        reflect=reflect,
+        "difference",
+        library.window(_planes(a).shape, kernel_size, stride, dilation, reflect=reflect),
+        dict(a=_planes(computable(a)), b=_planes(computable(b)), out=out),
     )
     return out.to(a.dtype)
 
@@ -42,9 +41,15 @@ def _backward(
     g = computable(grad)
     da, db = (g.new_empty((*grad.shape[:2], height, width)) for _ in range(2))
     library.load().run(
-        "subtraction_backward",
-        [g, da.unsqueeze(2), db.unsqueeze(2)],
-        (*grad.shape[:2], 1, height, width, kernel_size, stride, dilation),
-        reflect=reflect,
+        "difference",
+        library.window(
+            _planes(da).shape, kernel_size, stride, dilation, reflect=reflect, backward=True
+        ),
+        dict(grad=g, grad_a=_planes(da), grad_b=_planes(db)),
     )
     return da.to(grad.dtype), db.to(grad.dtype)
+
+
+def _planes(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, C, 1, H, W): a channel is a head of one channel."""
+    return x.unsqueeze(2)

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,21 +18,8 @@ from torch import Tensor
 from acmix.backends.cpu import build
 
 ISAS = ("baseline", "avx2", "avx512")
-MAX_MAPS = 8
+ABI_VERSION = 2
 
-OPS = {
-    name: number
-    for number, name in enumerate(
-        [
-            "attention_forward",
-            "attention_backward",
-            "aggregation_forward",
-            "aggregation_backward",
-            "subtraction_forward",
-            "subtraction_backward",
-        ]
-    )
-}
 _TYPES = {torch.float32: 0, torch.float64: 1}
 _lock = threading.Lock()
 
@@ -40,25 +28,71 @@ class _Map(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5)]
 
 
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("op", "type", "reflect", "threads")),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "depth", "height", "width")),
-        *((name, ctypes.c_int64) for name in ("kernel", "stride", "dilation")),
-        ("map", _Map * MAX_MAPS),
-        ("position", _Map),
-    ]
+def _struct(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
+    """A struct of fields in groups of one type each, as the header has them."""
+    fields = [(field, kind) for kind, names in groups for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-class _Convolution(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("backward", "type", "threads", "ones", "add")),
-        *((name, ctypes.c_int64) for name in ("batch", "maps", "taps", "outs", "depth")),
-        *((name, ctypes.c_int64) for name in ("height", "width", "kernel", "stride", "band")),
-        *((name, ctypes.c_void_p) for name in ("layer", "kernels")),
-        *((name, _Map) for name in ("in", "out", "grad_in")),
-        *((name, ctypes.c_void_p) for name in ("grad_layer", "grad_kernels")),
-    ]
+_Window = _struct(
+    "Window",
+    (ctypes.c_int32, "backward type reflect threads"),
+    (ctypes.c_int64, "batch heads depth height width kernel stride dilation"),
+)
+# By operator, in the order of the header.
+STRUCTS = {
+    "attention": _struct(
+        "Attention",
+        (_Window, "window"),
+        (_Map, "q k v position out lse grad grad_q grad_k grad_v"),
+    ),
+    "aggregation": _struct(
+        "Aggregation", (_Window, "window"), (_Map, "v w out grad grad_v grad_w")
+    ),
+    "difference": _struct("Difference", (_Window, "window"), (_Map, "a b out grad grad_a grad_b")),
+    "convolution": _struct(
+        "Convolution",
+        (ctypes.c_int32, "backward type threads ones add"),
+        (ctypes.c_int64, "batch maps taps outs depth height width kernel stride band"),
+        (ctypes.c_void_p, "layer kernels"),
+        (_Map, "input out grad grad_input"),
+        (ctypes.c_void_p, "grad_layer grad_kernels"),
+    ),
+}
+
+
+def window(
+    shape: Sequence[int],
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    *,
+    reflect: bool,
+    backward: bool = False,
+) -> dict[str, int]:
+    """Settings of an operator on windows.
+
+    Args:
+        shape: Batch, heads, channels of a head, height and width of the map with the windows.
+        kernel_size: Side of the window.
+        stride: Of the queries.
+        dilation: Between neighbours of a window.
+        reflect: Whether borders reflect; else they read as zero, or are cut from the softmax.
+        backward: Whether to run the backward pass.
+    """
+    batch, heads, depth, height, width = shape
+    return dict(
+        backward=backward,
+        reflect=reflect,
+        batch=batch,
+        heads=heads,
+        depth=depth,
+        height=height,
+        width=width,
+        kernel=kernel_size,
+        stride=stride,
+        dilation=dilation,
+    )
 
 
 class Library:
@@ -72,12 +106,8 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._c = ctypes.CDLL(str(path))
-        self._c.acmix_call_size.restype = ctypes.c_int64
-        self._c.acmix_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
-        self._c.acmix_convolve.argtypes = [ctypes.POINTER(_Convolution), ctypes.c_int]
+        self._check_abi()
         self._c.acmix_set_pool.argtypes = [ctypes.c_void_p]
-        if self._c.acmix_call_size() != ctypes.sizeof(_Call) + ctypes.sizeof(_Convolution):
-            raise OSError(f"{path} belongs to another version of acmix: delete it and try again")
         self.best_isa = ISAS[self._c.acmix_best_isa()]
         self.isa = os.environ.get("ACMIX_CPU_ISA") or self.best_isa
         if self.isa not in self.isas:
@@ -93,111 +123,74 @@ class Library:
 
     def run(
         self,
-        op: str,
-        maps: list[Tensor],
-        sizes: tuple[int, ...],
+        operator: str,
+        settings: Mapping[str, int],
+        tensors: Mapping[str, Tensor | None],
         *,
-        reflect: bool,
-        position: Tensor | None = None,
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
-        """Run one kernel.
+        """Run an operator.
 
         Args:
-            op: A key of ``OPS``.
-            maps: Inputs, then outputs, all (batch, head, channel, row, column) in any strides and
-                in the order that the kernel documents.
-            sizes: batch, heads, depth, height, width, kernel, stride, dilation.
-            reflect: Whether borders reflect; else they read as zero, or are cut from the softmax.
-            position: Taken off the keys of the attention, in the shape of the keys.
+            operator: A key of ``STRUCTS``.
+            settings: The numbers of its struct: those of ``window``, or of the struct itself.
+            tensors: Its maps, all (batch, head, channel, row, column) in any strides that the
+                header allows, and its other pointers, contiguous; ``None`` for what is absent.
             threads: Upper bound; torch's number of threads if ``None``.
             isa: Variant; the best of this machine if ``None``.
 
         Raises:
             MemoryError: No memory for the scratch.
         """
-        call = _Call(OPS[op], _TYPES[maps[0].dtype], reflect, threads or torch.get_num_threads())
-        names = ("batch", "heads", "depth", "height", "width", "kernel", "stride", "dilation")
-        for name, size in zip(names, sizes, strict=True):
-            setattr(call, name, size)
-        for slot, tensor in zip(call.map, maps, strict=False):
-            _describe(slot, tensor)
-        if position is not None:
-            _describe(call.position, position)
-        self._check(self._c.acmix_run(ctypes.byref(call), ISAS.index(isa or self.isa)), isa)
-
-    def convolve(
-        self,
-        maps: dict[str, Tensor],
-        layer: Tensor | None,
-        kernels: Tensor,
-        *,
-        stride: int,
-        band: int,
-        grads: tuple[Tensor | None, Tensor] | None = None,
-        add: bool = False,
-        threads: int | None = None,
-        isa: str | None = None,
-    ) -> None:
-        """Run the convolution path, or its backward pass when ``grads`` are given.
-
-        Args:
-            maps: ``in``, ``out`` and, backward, ``grad_in``, all (batch, map, channel, row,
-                column); ``out`` is its gradient then. Channels of ``in`` and ``grad_in`` are
-                neighbours in memory, and so are the maps of ``out``.
-            layer: (taps, maps), contiguous, or ``None``; with one column more the last one is for
-                a map of ones.
-            kernels: (outputs, taps, k, k, channels), contiguous; taps are the maps themselves, and
-                one of ones if there is one more, without a layer.
-            stride: Stride of the output.
-            band: Rows of one unit of work: of the output, or backward of the input.
-            grads: Gradients of layer and kernels, one summand first for each image and band.
-            add: Whether ``grad_in`` is added to.
-            threads: Upper bound; torch's number of threads if ``None``.
-            isa: Variant; the best of this machine if ``None``.
-
-        Raises:
-            MemoryError: No memory for the scratch.
-        """
-        batch, count, depth, height, width = maps["in"].shape
-        columns = kernels.shape[1] if layer is None else layer.shape[1]
-        call = _Convolution(
-            backward=grads is not None,
-            type=_TYPES[kernels.dtype],
-            threads=threads or torch.get_num_threads(),
-            ones=columns - count,
-            add=add,
-            batch=batch,
-            maps=count,
-            taps=0 if layer is None else layer.shape[0],
-            outs=kernels.shape[0],
-            depth=depth,
-            height=height,
-            width=width,
-            kernel=kernels.shape[2],
-            stride=stride,
-            band=band,
-            layer=None if layer is None else layer.data_ptr(),
-            kernels=kernels.data_ptr(),
-        )
-        for name, tensor in maps.items():
-            _describe(getattr(call, name), tensor)
-        if grads is not None:
-            call.grad_layer = None if grads[0] is None else grads[0].data_ptr()
-            call.grad_kernels = grads[1].data_ptr()
-        self._check(self._c.acmix_convolve(ctypes.byref(call), ISAS.index(isa or self.isa)), isa)
-
-    def _check(self, status: int, isa: str | None) -> None:
+        (dtype,) = {tensor.dtype for tensor in tensors.values() if tensor is not None}
+        call, isa = STRUCTS[operator](), isa or self.isa
+        numbers = {**settings, "type": _TYPES[dtype], "threads": threads or torch.get_num_threads()}
+        _fill(getattr(call, "window", call), numbers)
+        _fill(call, tensors)
+        status = getattr(self._c, f"acmix_{operator}")(ctypes.byref(call), ISAS.index(isa))
         if status == -1:
-            raise MemoryError("no memory for the scratch of a CPU kernel: use fewer threads")
+            raise MemoryError(
+                f"no memory for the scratch of a CPU kernel ({operator}): use fewer threads, or a "
+                "smaller window or map"
+            )
         if status:
-            raise OSError(f"{self.path} has no {isa or self.isa} variant: rebuild it")
+            raise OSError(f"{self.path} has no {isa} variant: rebuild it")
+
+    def _check_abi(self) -> None:
+        """Refuse a library whose structs are not those of this file."""
+        remedy = "delete it and run python -m acmix.backends.cpu.build"
+        # Libraries of before there was a version lack the function.
+        version = getattr(self._c, "acmix_abi_version", lambda: 1)()
+        if version != ABI_VERSION:
+            raise OSError(
+                f"{self.path} has version {version} of the interface, this acmix has "
+                f"{ABI_VERSION}: {remedy}"
+            )
+        self._c.acmix_struct_size.restype = ctypes.c_int64
+        for index, (operator, struct) in enumerate(STRUCTS.items()):
+            theirs, ours = self._c.acmix_struct_size(index), ctypes.sizeof(struct)
+            if theirs != ours:
+                raise OSError(
+                    f"{self.path}: the struct of {operator} has {theirs} bytes, in this acmix "
+                    f"{ours}: {remedy}"
+                )
 
 
-def _describe(slot: _Map, tensor: Tensor) -> None:
-    slot.data = tensor.data_ptr()
-    slot.stride = (ctypes.c_int64 * 5)(*tensor.stride())
+def _fill(struct: ctypes.Structure, values: Mapping[str, int | Tensor | None]) -> None:
+    """Set fields by name: a tensor gives a map or an address, ``None`` leaves the field zero."""
+    kinds = {field[0]: field[1] for field in struct._fields_}
+    for name, value in values.items():
+        # Looked up first: ctypes takes an unknown name for a new attribute.
+        kind = kinds[name]
+        if isinstance(value, Tensor):
+            setattr(struct, name, _describe(value) if kind is _Map else value.data_ptr())
+        elif value is not None:
+            setattr(struct, name, value)
+
+
+def _describe(tensor: Tensor) -> _Map:
+    return _Map(tensor.data_ptr(), (ctypes.c_int64 * 5)(*tensor.stride()))
 
 
 def load() -> Library:
@@ -208,8 +201,8 @@ def load() -> Library:
         acmix.backends.cpu.build.BuildError: It can't be built.
     """
     found, problem = _load_once()
-    if problem is not None:
-        raise problem
+    if found is None:
+        raise problem or OSError("the CPU library is missing")
     return found
 
 
@@ -254,8 +247,8 @@ def _openmp_pool() -> int | None:
         return None
     names = ("libgomp", "libomp", "libiomp")
     paths = {line.split(maxsplit=5)[-1] for line in maps if "/" in line}
-    paths = [path for path in paths if Path(path).name.startswith(names)]
-    for path in sorted(paths, key=lambda path: "torch" not in path):
+    libraries = [path for path in paths if Path(path).name.startswith(names)]
+    for path in sorted(libraries, key=lambda path: "torch" not in path):
         try:
             entry = ctypes.CDLL(path).GOMP_parallel
         except (OSError, AttributeError):

@@ -22,7 +22,7 @@ def _forward(
     a, b = a.contiguous(), b.contiguous()
     out = a.new_empty(*a.shape[:2], kernel_size**2, *window.out_size)
     cut = _cut_planes(a, window.out_size)
-    window.run("subtraction", "forward", cut, (a, b, out, *window.sizes, cut.blocks_per_plane))
+    window.run("difference", "forward", cut, (a, b, out, *window.sizes, cut.blocks_per_plane))
     return out
 
 
@@ -43,9 +43,9 @@ def _backward(
     db = grad.new_empty(shape)
     cut = _cut_planes(grad, window.out_size)
     sizes = (*window.in_size, *window.out_size, kernel_size, stride, cut.blocks_per_plane)
-    window.run("subtraction", "grad_first", cut, (grad, da, *sizes))
+    window.run("difference", "grad_a", cut, (grad, da, *sizes))
     cut = _cut_planes(grad, window.in_size)
-    window.run("subtraction", "grad_second", cut, (grad, db, *window.sizes, cut.blocks_per_plane))
+    window.run("difference", "grad_b", cut, (grad, db, *window.sizes, cut.blocks_per_plane))
     return da, db
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("attention", "aggregation", "subtraction")
+SOURCES = ("attention", "aggregation", "difference")
 KERNEL_SIZES = (3, 5, 7)
 TILED_STRIDES = (1, 2)
 TYPES = {
@@ -14,7 +14,7 @@ TYPES = {
     torch.float16: "__half",
     torch.bfloat16: "__nv_bfloat16",
 }
-# No fast-math: the log-sum-exp of the forward must be the one that the backward subtracts.
+# No fast-math: the log-sum-exp of the forward must be the one that the backward takes off.
 COMPILE_OPTIONS = ("-std=c++17",)
 # Channels of one thread: CHANNELS of aggregation.cu.
 CHANNELS = 8
@@ -57,6 +57,6 @@ def names(stem: str, dtype: torch.dtype) -> list[str]:
         ]
     parts = {
         "aggregation": ("forward", "grad_value", "grad_weight"),
-        "subtraction": ("forward", "grad_first", "grad_second"),
+        "difference": ("forward", "grad_a", "grad_b"),
     }[stem]
     return [f"{stem}_{part}<{kind}, {k}>" for part in parts for k in (0, *KERNEL_SIZES)]

@@ -6,14 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.backends.folding import fold, widened
+from acmix.backends.folding import MAX_FOLDED_MAPS, fold, widened
 from acmix.geometry import output_size, shifts_of
 from acmix.tracing import as_number
-
-# Folding the layer into the kernels saves its product and makes the convolution 3N / k_c² times as
-# large. On two AVX-512 cores it wins for 12 maps (56²: 5.8 against 6.6 ms, training step 19 against
-# 27), and loses for 18 (28²: 6.0 against 3.5 ms).
-_MAX_FOLDED_MAPS = 12
 
 
 def convolution_path(
@@ -30,9 +25,14 @@ def convolution_path(
     # Channels last, the layer is one small matrix product a pixel whose result is in the
     # channel order of the grouped convolution; channels first it needs a transposed copy.
     pixels = qkv.permute(0, 2, 3, 1).unflatten(-1, (maps, head_dim)).transpose(-2, -1)
-    if kernels is not None and maps <= _MAX_FOLDED_MAPS:
+    if kernels is not None and maps <= MAX_FOLDED_MAPS:
+        if len(fc_weight) == 0 and fc_bias is not None:
+            kernels, of_ones = kernels.split((maps, 1), dim=1)
+            fc_bias = qkv.new_ones(1)
+        else:
+            of_ones = kernels
         out = _grouped(pixels, fold(kernels, fc_weight), stride)
-        return out if fc_bias is None else out + _of_bias(fc_bias, kernels, qkv, stride)
+        return out if fc_bias is None else out + _of_bias(fc_bias, of_ones, qkv, stride)
     f = F.linear(pixels, fc_weight, fc_bias)
     if kernels is None:
         return _shift_and_sum(f.permute(0, 3, 4, 1, 2), stride)

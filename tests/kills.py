@@ -1,0 +1,81 @@
+"""Runs in a process of their own that SIGKILL ends: at a moment, or at a file operation."""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from mmengine.config import Config
+
+from runs import run
+
+_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir")
+
+
+class KillAtFileOperation:
+    """Kills the process at the n-th opening for writing, renaming or removal of a run's file.
+
+    Args:
+        count: n.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self, cfg: Config) -> None:
+        """Watch the operations from now on."""
+        folder = os.path.abspath(cfg.work_dir)
+
+        def watch(event: str, args: tuple) -> None:
+            if event not in _OPERATIONS or not str(args[0]).startswith(folder):
+                return
+            if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR):
+                return
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+
+
+class KillAtRandom:
+    """Kills the process after a random time.
+
+    Args:
+        seed: Of the random number.
+        longest: In seconds.
+    """
+
+    def __init__(self, seed: int, longest: float) -> None:
+        self.delay = random.Random(seed).uniform(0, longest)
+
+    def __call__(self, cfg: Config) -> None:
+        """Start the clock."""
+
+        def kill() -> None:
+            time.sleep(self.delay)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.Thread(target=kill, daemon=True).start()
+
+
+def run_until_killed(cfg: Config, kill: Callable[[Config], None]) -> bool:
+    """Train in a fork of this process, which has everything imported; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            kill(cfg)
+            run(cfg)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0, "the run failed"
+    return False
