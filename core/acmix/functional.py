@@ -334,7 +334,7 @@ def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
 
 def _inputs(fc_weight: Tensor, fc_bias: Tensor | None) -> int:
     """Maps that the kernels read: the taps of the layer, or its inputs where it is folded."""
-    taps, maps = fc_weight.shape
+    taps, maps = map(as_number, fc_weight.shape)
     if taps > 0:
         return taps
     remedy = f"a layer over more than {MAX_FOLDED_MAPS} maps stays a layer"
