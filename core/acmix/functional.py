@@ -275,7 +275,7 @@ def neighbourhood_difference(
     reflect: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Each pixel of ``a`` minus the pixels of ``b`` around it (SAN's subtraction relation).
+    """Each pixel of ``a`` minus the pixels of ``b`` around it (SAN's pairwise relation).
 
     ``out[b, c, o, p] = a[b, c, stride * p] - b[b, c, stride * p + offset(o)]``, offsets row by
     row. The result has k² times the input's elements.

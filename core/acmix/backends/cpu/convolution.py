@@ -130,8 +130,9 @@ def convolve_backward(
         ),
     )
     dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
-    dlayer = kernels.new_empty(0) if layer is None else dlayer.sum((0, 3)).to(layer.dtype)
-    return dlayer, dkernels.to(kernels.dtype)
+    if layer is None or dlayer is None:
+        return kernels.new_empty(0), dkernels.to(kernels.dtype)
+    return dlayer.sum((0, 3)).to(layer.dtype), dkernels.to(kernels.dtype)
 
 
 def _settings(
