@@ -65,7 +65,15 @@ class ACmixRunner(Runner):
         """
         if self._resume:
             self._choose_checkpoint()
-        return super().train()
+        try:
+            return super().train()
+        except OSError as error:
+            if Path(self.log_dir).is_dir():
+                raise
+            raise InputError(
+                f"work_dir={self.work_dir}: it was removed during the run; go on with --resume if "
+                "its checkpoints are still somewhere, or start anew"
+            ) from error
 
     def test(self) -> dict:
         """Test; the checkpoint must fill the whole model."""

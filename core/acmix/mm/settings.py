@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from acmix.errors import InputError
+from acmix.mm.image_folder import class_folders
 from acmix.mm.sources import LOADERS, datasets, image_folder
 from acmix.suggest import did_you_mean
 
@@ -50,8 +51,6 @@ def apply_train_flags(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        if not torch.cuda.is_available():
-            raise InputError("--amp: mixed precision training needs a GPU; leave it out here")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if args.resume is not None:
@@ -115,9 +114,7 @@ def fill_class_count(cfg: Config) -> None:
     if head is None or head.get("num_classes", 0) is not None:
         return
     folder = image_folder(next(datasets(cfg, ("train_dataloader",)))[1])
-    count = sum(entry.is_dir() for entry in folder.iterdir())
-    if count == 0:
-        raise InputError(f"{folder}: has no class folders; put the images of each class into one")
+    count = len(class_folders(folder))
     head.num_classes = count
     cfg.data_preprocessor.num_classes = count
 
