@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -175,18 +174,13 @@ def test_resuming_from_weights_alone_is_refused(capsys):
     assert text.startswith("weights.pth: has weights but no training state to resume")
 
 
-@pytest.mark.parametrize(
-    ("folder", "reason"),
-    [("file", "Not a directory|File exists"), ("/proc/x", "No such file"), ("loop", "Too many")],
-)
-def test_a_work_dir_that_cannot_be_written(folder, reason, capsys):
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/x", "loop"])
+def test_a_work_dir_that_cannot_be_written(folder, capsys):
     Path("file").touch()
     Path("loop").symlink_to("loop")
     text = message(cli.train, DIGITS, "--work-dir", folder, capsys=capsys)
-    assert re.fullmatch(
-        rf"work_dir={folder}: can't be written \(.*({reason}).*\); give another with --work-dir",
-        text,
-    )
+    assert text.startswith(f"work_dir={folder}: can't be written (")
+    assert text.endswith("); give another with --work-dir")
 
 
 def test_a_read_only_work_dir(monkeypatch, capsys):
@@ -198,7 +192,9 @@ def test_a_read_only_work_dir(monkeypatch, capsys):
     assert text.startswith("work_dir=work: can't be written (Read-only file system)")
 
 
-@pytest.mark.parametrize("value", ["a=[dict(type='X')]", "a=[{'b':1}]", "a=[1,(2]"])
+@pytest.mark.parametrize(
+    "value", ["a=[dict(b='X',c=1)]", "a=[dict(b='X')]", "a=[{'b':1,'c':2}]", "a=[1,(2]"]
+)
 def test_options_that_are_no_lists(value, capsys):
     with pytest.raises(SystemExit):
         train_parser().parse_args(["c.py", "--cfg-options", value])
@@ -226,6 +222,7 @@ def test_a_work_dir_that_is_removed_during_the_run(tmp_path):
         def after_train_iter(self, runner, *args, **kwargs):
             shutil.rmtree(runner.work_dir, ignore_errors=True)
 
-    cfg = tiny_config(tmp_path / "work", visualizer=VISUALIZER)
+    cfg = tiny_config(tmp_path / "work")
+    cfg.visualizer = VISUALIZER
     with pytest.raises(InputError, match="work_dir=.*: it was removed during the run"):
         run(cfg, Remove())
