@@ -7,7 +7,7 @@ help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
 	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
-	@echo "make lint          style and format check; 'make format' mends"
+	@echo "make lint          style, format and types; 'make format' mends what it can"
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
@@ -22,13 +22,18 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "not slow" $(ARGS)
 
+CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(PY) -m mypy
 
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 
 tables: $(INSTALLED)
 	$(PY) ci/tables.py --write

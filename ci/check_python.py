@@ -2,6 +2,6 @@
 
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 11):
     found = ".".join(map(str, sys.version_info[:3]))
-    sys.exit(f"error: Python {found} is too old; run make with PYTHON=python3.10 or newer")
+    sys.exit(f"error: Python {found} is too old; run make with PYTHON=python3.11 or newer")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from acmix.cuda import kernels
+from acmix.backends.cuda import sources
 
 ARCHITECTURES = (75, 80, 86, 90, 100)
 _USAGE = re.compile(
@@ -57,7 +57,7 @@ def compile_source(stem: str, dtype: torch.dtype, arch: int) -> list[Usage]:
     """Compile all instantiations of a source for one dtype and architecture."""
     from cuda.bindings import nvrtc
 
-    names = kernels.names(stem, dtype)
+    names = sources.names(stem, dtype)
     program, text = _compile(stem, names, f"sm_{arch}", "--ptxas-options=-v")
     found = {match["mangled"]: match for match in _USAGE.finditer(text)}
     usages = []
@@ -83,11 +83,11 @@ def _compile(stem: str, names: list[str], target: str, *options: str) -> tuple:
     from cuda.bindings import nvrtc
 
     program = _checked(
-        nvrtc.nvrtcCreateProgram(kernels.source(stem).encode(), f"{stem}.cu".encode(), 0, [], [])
+        nvrtc.nvrtcCreateProgram(sources.source(stem).encode(), f"{stem}.cu".encode(), 0, [], [])
     )
     for name in names:
         _checked(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    options = [*kernels.COMPILE_OPTIONS, f"-arch={target}", *options]
+    options = [*sources.COMPILE_OPTIONS, f"-arch={target}", *options]
     options = [option.encode() for option in (*options, *map("-I{}".format, _include_folders()))]
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
     log = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
@@ -101,14 +101,14 @@ def main() -> int:
     """Compile, print the table, and return 1 if anything spilled."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--source", nargs="+", default=kernels.SOURCES, choices=kernels.SOURCES)
+    parser.add_argument("--source", nargs="+", default=sources.SOURCES, choices=sources.SOURCES)
     options = parser.parse_args()
     reason = why_not()
     if reason:
         print(reason, file=sys.stderr)
         return 2
     start = time.time()
-    jobs = [(s, t, a) for s in options.source for t in kernels.TYPES for a in options.arch]
+    jobs = [(s, t, a) for s in options.source for t in sources.TYPES for a in options.arch]
     with ProcessPoolExecutor() as pool:
         usages = [u for part in pool.map(compile_source, *zip(*jobs, strict=True)) for u in part]
     _print_table(usages, options.arch)

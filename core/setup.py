@@ -22,13 +22,13 @@ class BuildWithKernels(build_py):
             return
         package = Path(self.build_lib).resolve() / "acmix"
         # Loaded by its path: importing acmix needs torch, which is not there yet.
-        path = package / "native" / "build.py"
-        spec = importlib.util.spec_from_file_location("acmix_native_build", path)
-        native = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(native)
+        path = package / "backends" / "cpu" / "build.py"
+        spec = importlib.util.spec_from_file_location("acmix_cpu_build", path)
+        cpu_build = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(cpu_build)
         try:
-            print("acmix: CPU kernels built:", native.build(native.INSTALLED))
-        except native.BuildError as error:
+            print("acmix: CPU kernels built:", cpu_build.build(cpu_build.INSTALLED))
+        except cpu_build.BuildError as error:
             print(f"acmix: no CPU kernels, torch serves instead: {error}", file=sys.stderr)
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytest.register_assert_rewrite("operators", "operator_contract", "layer_contract")
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():

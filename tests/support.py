@@ -1,5 +1,6 @@
 """Helpers that tests of several packages share."""
 
+import copy
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from acmix.modules import ACmixBase
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -60,22 +63,57 @@ def gradients(function: Callable, *inputs, **options) -> tuple[Tensor, list[Tens
 
 
 def assert_within_error_budget(
-    fast: Callable, plain: Callable, inputs: list[Tensor], dtype: torch.dtype, options: dict
+    fast: Callable, plain: Callable, inputs: list[Tensor | None], dtype: torch.dtype, options: dict
 ) -> None:
     """Errors of ``fast`` in ``dtype`` are at most twice those of ``plain`` in the same dtype.
 
     Both are measured against ``plain`` in float64 on the same rounded inputs; the floor is one
     rounding of the largest value.
     """
-    rounded = [x.to(dtype) for x in inputs]
-    exact, exact_grads = gradients(plain, *[x.double() for x in rounded], **options)
+    rounded = [x if x is None else x.to(dtype) for x in inputs]
+    widened = [x if x is None else x.double() for x in rounded]
+    exact, exact_grads = gradients(plain, *widened, **options)
     plain_out, plain_grads = gradients(plain, *rounded, **options)
     fast_out, fast_grads = gradients(fast, *rounded, **options)
     assert fast_out.dtype == dtype
     names = ["output"] + [f"gradient of input {i}" for i in range(len(inputs))]
     columns = ([exact, *exact_grads], [plain_out, *plain_grads], [fast_out, *fast_grads])
     for name, truth, theirs, ours in zip(names, *columns, strict=True):
-        floor = torch.finfo(dtype).eps * truth.abs().max()
-        budget = 2 * (theirs.double() - truth).abs().max() + floor
-        error = (ours.double() - truth).abs().max()
-        assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
+        if truth is None:
+            continue
+        _assert_in_budget(name, truth, theirs, ours, dtype)
+
+
+def assert_module_within_error_budget(module: nn.Module, inputs: tuple, dtype: torch.dtype) -> None:
+    """Output and input gradient in ``dtype``: errors at most twice those of plain torch.
+
+    Both are measured against double precision, with weights and input rounded alike.
+    """
+    rounded = copy.deepcopy(module).to(dtype)
+    plain = copy.deepcopy(rounded)
+    for layer in plain.modules():
+        if isinstance(layer, ACmixBase):
+            layer.backend = "torch"
+    exact, x = copy.deepcopy(plain).double(), inputs[0].to(dtype)
+
+    def run(network: nn.Module, image: Tensor) -> list[Tensor]:
+        out, grads = gradients(lambda t: _first(network(t, *inputs[1:])), image)
+        return [out, *grads]
+
+    results = run(exact, x.double()), run(plain, x), run(rounded, x)
+    for name, truth, theirs, ours in zip(("output", "gradient"), *results, strict=True):
+        assert ours.dtype == dtype
+        _assert_in_budget(name, truth, theirs, ours, dtype)
+
+
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def _assert_in_budget(
+    name: str, truth: Tensor, theirs: Tensor, ours: Tensor, dtype: torch.dtype
+) -> None:
+    floor = torch.finfo(dtype).eps * truth.abs().max()
+    budget = 2 * (theirs.double() - truth).abs().max() + floor
+    error = (ours.double() - truth).abs().max()
+    assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"

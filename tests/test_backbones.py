@@ -10,7 +10,7 @@ from torch import nn
 from acmix.complexity import count_multiply_adds, count_parameters
 from acmix.modules import ACmixBase
 from families import FAMILIES
-from support import ROOT
+from support import ROOT, assert_module_within_error_budget
 
 
 @pytest.fixture(params=FAMILIES)
@@ -143,14 +143,9 @@ def test_norm_eval_stops_batch_statistics(family):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_near_single(family, dtype):
+def test_half_precision_error_budget(family, dtype):
     backbone = family.build().eval()
-    x = torch.randn(1, 3, 64, 64)
-    expected = backbone(x)[0]
-    actual = backbone.to(dtype)(x.to(dtype))[0]
-    assert actual.dtype == dtype
-    error = (actual.float() - expected).norm() / expected.norm()
-    assert error < 16 * torch.finfo(dtype).eps
+    assert_module_within_error_budget(backbone, (torch.randn(1, 3, 64, 64),), dtype)
 
 
 def test_channels_last_equals_contiguous(family):

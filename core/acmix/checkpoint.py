@@ -296,6 +296,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
     if id(value) in done:
         return done[id(value)]
     kind = type(value)
+    copy: Any
     if kind in (dict, OrderedDict, Counter):
         copy = done[id(value)] = kind()
         for key, entry in value.items():

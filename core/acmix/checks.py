@@ -15,9 +15,16 @@ def require(condition: bool, name: str, value: object, remedy: str) -> None:
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raise unless ``value`` is an integer of at least 1."""
+    """Raise unless ``value`` is an integer of at least 1 that 32 bits hold."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= 1, name, value, "give a positive integer")
+    require(value < 2**31, name, value, "give an integer below 2**31")
+
+
+def check_rank(name: str, tensor: Tensor, *axes: str) -> None:
+    """Raise unless ``tensor`` has these axes, named as in ``"B"``, ``"3N * D"``."""
+    fits = tensor.dim() == len(axes)
+    require(fits, f"{name}.shape", tuple(tensor.shape), f"give it as ({', '.join(axes)})")
 
 
 def check_odd(name: str, value: int) -> None:

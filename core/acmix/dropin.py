@@ -103,19 +103,19 @@ def replace_convolutions(
     kernel_sizes = tuple(kernel_sizes)
     for size in kernel_sizes:
         check_odd("kernel_sizes", size)
-    report, layers = Report(), {}
+    report, layers = Report(), dict[str, ACmix2d]()
     for conv, names in _convolutions(model).items():
         kept = _why_not(conv, num_heads, kernel_sizes)
         if kept is None and where is not None and not where(names[0], conv):
             kept = "not chosen"
-        layer, error = conv, None
+        before, after, error = _count(conv), _count(conv), None
         if kept is None:
             layer = _like(conv, num_heads=num_heads, kernel_att=kernel_att, **options)
             if copy_weights and can_copy(layer):
                 error = copy_convolution(conv, layer)
             layers.update(dict.fromkeys(names, layer))
-        sizes = (_sizes(conv), _count(conv), _count(layer))
-        report.append(Replacement(tuple(names), *sizes, kept, error))
+            after = _count(layer)
+        report.append(Replacement(tuple(names), _sizes(conv), before, after, kept, error))
     # Not before all are made: a failure leaves the model as it was.
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -126,7 +126,7 @@ def _convolutions(model: nn.Module) -> dict[nn.Conv2d, list[str]]:
     """Every convolution larger than 1×1 outside of ACmix layers, with all its names."""
     modules = list(model.named_modules(remove_duplicate=False))
     inside = tuple(f"{name}." for name, module in modules if isinstance(module, ACmixBase))
-    found = {}
+    found: dict[nn.Conv2d, list[str]] = {}
     for name, module in modules:
         is_kxk = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
         if is_kxk and not name.startswith(inside):

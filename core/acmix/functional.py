@@ -2,10 +2,18 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from acmix.backends import choose, find_joint
-from acmix.checks import check_odd, check_positive, check_same_kind, check_shape, require
+from acmix.checks import (
+    check_odd,
+    check_positive,
+    check_rank,
+    check_same_kind,
+    check_shape,
+    require,
+)
 from acmix.geometry import can_reflect, output_size
 
 
@@ -49,15 +57,14 @@ def sliding_window_attention(
         InputError: A shape, a size or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
-    require(q.dim() == 5, "q", tuple(q.shape), "give it as (B, N, D, H, W)")
+    check_rank("q", q, "B", "N", "D", "H", "W")
     check_shape("k", k, q.shape)
     check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
     if position is not None:
         check_shape("position", position, q.shape[2:])
-    check_same_kind(q=q, k=k, v=v)
-    check_odd("kernel_size", kernel_size)
-    check_positive("stride", stride)
-    check_positive("dilation", dilation)
+        check_same_kind(q=q, position=position)
+    _check_window(kernel_size, stride, dilation)
     run = choose("sliding_window_attention", backend, q)
     return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
 
@@ -93,9 +100,10 @@ def window_attention(
         InputError: A shape or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
-    require(q.dim() == 4, "q", tuple(q.shape), "give it as (B * nW, N, L, D)")
+    check_rank("q", q, "B * nW", "N", "L", "D")
     check_shape("k", k, q.shape)
     check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
     _, heads, length, _ = q.shape
     check_shape("bias", bias, (heads, length, length))
     if mask is not None:
@@ -140,11 +148,8 @@ def convolution_path(
         InputError: A shape, a size or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
-    require(qkv.dim() == 4, "qkv", tuple(qkv.shape), "give it as (B, 3N * D, H, W)")
-    taps, maps = fc_weight.shape
-    channels = qkv.shape[1]
-    require(channels % maps == 0, "qkv channels", channels, f"must be a multiple of {maps} maps")
-    head_dim = channels // maps
+    head_dim = _head_dim(qkv, fc_weight)
+    taps = fc_weight.shape[0]
     if kernels is None:
         check_odd("square root of the taps", math.isqrt(taps))
         require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
@@ -153,6 +158,7 @@ def convolution_path(
     check_positive("stride", stride)
     if fc_bias is not None:
         check_shape("fc_bias", fc_bias, (taps,))
+    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
     run = choose("convolution_path", backend, qkv)
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
 
@@ -192,18 +198,17 @@ def sliding_window_paths(
         InputError: A shape, a size or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
+    head_dim = _head_dim(qkv, fc_weight)
     maps = fc_weight.shape[1]
-    fits = qkv.dim() == 4 and maps % 3 == 0 and qkv.shape[1] % maps == 0
-    require(fits, "qkv", tuple(qkv.shape), f"give (B, {maps} * D, H, W) for 3N = {maps} maps")
+    require(maps % 3 == 0, "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
+    check_shape("position", position, (head_dim, *qkv.shape[2:]))
+    check_same_kind(qkv=qkv, position=position)
+    _check_kernels(kernels, fc_weight.shape[0], head_dim)
+    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels)
+    _check_window(kernel_size, stride, dilation)
     window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
     joint = find_joint("sliding_window_paths", backend, qkv)
     if joint is not None:
-        head_dim = qkv.shape[1] // maps
-        check_shape("position", position, (head_dim, *qkv.shape[2:]))
-        _check_kernels(kernels, fc_weight.shape[0], head_dim)
-        check_odd("kernel_size", kernel_size)
-        check_positive("stride", stride)
-        check_positive("dilation", dilation)
         return joint(qkv, position, fc_weight, kernels, **window)
     q, k, v = qkv.unflatten(1, (3, maps // 3, -1)).unbind(1)
     attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
@@ -246,9 +251,10 @@ def neighbourhood_aggregation(
         InputError: A shape, a size, a dtype or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
-    require(v.dim() == 4, "v", tuple(v.shape), "give it as (B, C, H, W)")
-    reflect = _check_window(v, kernel_size, stride, dilation, reflect)
-    out_size = output_size(*v.shape[2:], stride)
+    check_rank("v", v, "B", "C", "H", "W")
+    _check_window(kernel_size, stride, dilation)
+    reflect = _reflects(v, kernel_size, dilation, reflect)
+    out_size = output_size(v.shape[2:], stride)
     fits = w.dim() == 5 and w.shape[0] == v.shape[0] and w.shape[1] > 0
     fits = fits and v.shape[1] % w.shape[1] == 0 and w.shape[2:] == (kernel_size**2, *out_size)
     expected = f"give ({v.shape[0]}, a divisor of {v.shape[1]}, {kernel_size**2}, "
@@ -269,7 +275,7 @@ def neighbourhood_difference(
     reflect: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Each pixel of ``a`` minus the pixels of ``b`` around it (SAN's subtraction relation).
+    """Each pixel of ``a`` minus the pixels of ``b`` around it (SAN's pairwise relation).
 
     ``out[b, c, o, p] = a[b, c, stride * p] - b[b, c, stride * p + offset(o)]``, offsets row by
     row. The result has k² times the input's elements.
@@ -292,26 +298,47 @@ def neighbourhood_difference(
         InputError: A shape, a size, a dtype or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
     """
-    require(a.dim() == 4, "a", tuple(a.shape), "give it as (B, C, H, W)")
+    check_rank("a", a, "B", "C", "H", "W")
     b = a if b is None else b
     check_shape("b", b, a.shape)
     check_same_kind(a=a, b=b)
-    reflect = _check_window(a, kernel_size, stride, dilation, reflect)
+    _check_window(kernel_size, stride, dilation)
+    reflect = _reflects(a, kernel_size, dilation, reflect)
     run = choose("neighbourhood_difference", backend, a)
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
     return run(a, b, **options)
 
 
+def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
+    """Width D of a map, once the projections fit the layer over the maps."""
+    check_rank("qkv", qkv, "B", "3N * D", "H", "W")
+    check_rank("fc_weight", fc_weight, "taps", "3N")
+    channels, maps = qkv.shape[1], fc_weight.shape[1]
+    fits = maps > 0 and channels % maps == 0
+    require(fits, "qkv.shape", tuple(qkv.shape), f"give (B, {maps} * D, H, W) for {maps} maps")
+    return channels // maps
+
+
 def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
     fits = kernels.dim() == 4 and kernels.shape[1] == taps and kernels.shape[0] % head_dim == 0
+    fits = fits and kernels.shape[2] == kernels.shape[3]
     expected = f"give (a multiple of {head_dim}, {taps}, k_c, k_c)"
     require(fits, "kernels.shape", tuple(kernels.shape), expected)
     check_odd("kernels.shape[-1]", kernels.shape[-1])
 
 
-def _check_window(x: Tensor, kernel_size: int, stride: int, dilation: int, reflect: bool) -> bool:
-    """Raise on a bad size; return whether the border reflects."""
+def _check_weights(qkv: Tensor, **weights: Tensor | None) -> None:
+    """Raise unless weights are of the kind of the maps; under autocast they may differ."""
+    if not torch.is_autocast_enabled(qkv.device.type):
+        check_same_kind(qkv=qkv, **{name: w for name, w in weights.items() if w is not None})
+
+
+def _check_window(kernel_size: int, stride: int, dilation: int) -> None:
     check_odd("kernel_size", kernel_size)
     check_positive("stride", stride)
     check_positive("dilation", dilation)
-    return bool(reflect) and can_reflect(*x.shape[2:], dilation * (kernel_size // 2))
+
+
+def _reflects(x: Tensor, kernel_size: int, dilation: int, reflect: bool) -> bool:
+    """Whether the border reflects: where it is wanted, and the map is large enough."""
+    return bool(reflect) and can_reflect(x.shape[2:], dilation * (kernel_size // 2))

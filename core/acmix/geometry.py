@@ -1,20 +1,24 @@
 """Sizes and borders that the reference and every backend share."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def can_reflect(height: int, width: int, pad: int) -> bool:
-    """Whether a height×width map can be reflected by ``pad`` pixels without repeating its edge.
+def can_reflect(size: Sequence[int], pad: int) -> bool:
+    """Whether a map of ``size`` (H, W) can be reflected by ``pad`` pixels, the edge not repeated.
 
     On a smaller map the sliding window is cut to the image instead (both axes alike).
     """
+    height, width = size
     return pad < height and pad < width
 
 
-def output_size(height: int, width: int, stride: int) -> tuple[int, int]:
-    """Size of a strided output: ceil(size / stride), since output p sits at input stride * p."""
+def output_size(size: Sequence[int], stride: int) -> tuple[int, int]:
+    """(H, W) of a strided output: ceil(size / stride), since output p sits at input stride * p."""
+    height, width = size
     return -(-height // stride), -(-width // stride)
 
 
@@ -33,7 +37,10 @@ def neighbours(
     Returns:
         k² views (B, ..., ceil(H / stride), ceil(W / stride)).
     """
-    pad, (height, width) = dilation * (kernel_size // 2), x.shape[-2:]
+    height, width = x.shape[-2:]
+    if not reflect:
+        _, stride, dilation = usable_window((height, width), kernel_size, stride, dilation)
+    pad = dilation * (kernel_size // 2)
     padded = F.pad(x.flatten(1, -3), (pad,) * 4, mode="reflect" if reflect else "constant")
     padded = padded.unflatten(1, x.shape[1:-2])
     starts = range(0, kernel_size * dilation, dilation)
@@ -57,9 +64,24 @@ def pad_missing(x: Tensor, pad: tuple[int, ...]) -> Tensor:
     return F.pad(x, pad) if any(pad) else x
 
 
-def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """Coordinates (x, y) of every pixel, each from -1 to 1, as (1, 2, height, width)."""
-    options = {"dtype": like.dtype, "device": like.device}
-    xs = torch.linspace(-1, 1, width, **options).expand(height, width)
-    ys = torch.linspace(-1, 1, height, **options)[:, None].expand(height, width)
+def pixel_grid(size: Sequence[int], like: Tensor) -> Tensor:
+    """Coordinates (x, y) of every pixel of a map of ``size`` (H, W), from -1 to 1, (1, 2, H, W)."""
+    height, width = size
+    xs = torch.linspace(-1, 1, width, dtype=like.dtype, device=like.device).expand(height, width)
+    ys = torch.linspace(-1, 1, height, dtype=like.dtype, device=like.device)
+    ys = ys[:, None].expand(height, width)
     return torch.stack([xs, ys])[None]
+
+
+def usable_window(
+    size: Sequence[int], kernel_size: int, stride: int, dilation: int
+) -> tuple[int, int, int]:
+    """Kernel size, stride and dilation cut to what a map of ``size`` (H, W) can tell apart.
+
+    Beyond these bounds a softmax over the window and the grid of outputs stay the same: neighbours
+    further away than the map is long are all outside it, and so are outputs.
+    """
+    longest = max(*size, 1)
+    dilation = min(dilation, longest)
+    reach = -(-longest // dilation)
+    return min(kernel_size, 2 * reach + 1), min(stride, longest), dilation

@@ -8,7 +8,7 @@ import torch
 
 import acmix
 from acmix.backends import BACKENDS
-from acmix.native import build, library
+from acmix.backends.cpu import build, library
 
 OPS = (
     "sliding_window_attention",
@@ -74,7 +74,7 @@ def backend_table() -> list[str]:
 
 
 def _chosen(op: str, x: torch.Tensor) -> str:
-    passed = []
+    passed: list[str] = []
     for name, backend in BACKENDS.items():
         reasons = backend.why_not(op, x)
         if not reasons:

@@ -31,7 +31,7 @@ def sliding_window_attention(
     """
     height, width = q.shape[-2:]
     pad = dilation * (kernel_size // 2)
-    reflect = can_reflect(height, width, pad)
+    reflect = can_reflect((height, width), pad)
     if position is None:
         position = q.new_zeros(q.shape[2:])
     ys = torch.arange(0, height, stride, device=q.device)
@@ -96,7 +96,7 @@ def convolution_path(
 
     # kernels: (D * M, taps, size, size), output channel d * M + m.
     per_group = kernels.reshape(head_dim, -1, taps, size, size)
-    out = 0
+    out = qkv.new_zeros(())
     for dy in range(size):
         for dx in range(size):
             shifted = padded[..., dy : dy + height : stride, dx : dx + width : stride]

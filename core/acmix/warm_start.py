@@ -1,7 +1,9 @@
 """The weight and bias of a k×k convolution as the start of an ACmix layer's convolution path."""
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from acmix.modules import ACmix2d
 
@@ -38,7 +40,7 @@ def copy_convolution(conv: nn.Conv2d, layer: ACmix2d) -> float:
 
     projections = (layer.conv1, layer.conv2, layer.conv3)
     rows = torch.cat([projection.weight for projection in projections])
-    biases = torch.cat([projection.bias for projection in projections])
+    biases = torch.cat([cast(Tensor, projection.bias) for projection in projections])
     maps = layer.fc.weight.zero_().flatten(1)
     kernels = layer.dep_conv.weight.unflatten(0, (groups, heads)).flatten(3)
 
@@ -58,7 +60,7 @@ def copy_convolution(conv: nn.Conv2d, layer: ACmix2d) -> float:
 
     for projection, row, bias in zip(projections, rows.chunk(3), biases.chunk(3), strict=True):
         projection.weight.copy_(row)
-        projection.bias.copy_(bias)
+        cast(Tensor, projection.bias).copy_(bias)
     for name, value in zip(layer.RATES, (0.0, 1.0), strict=True):
         if hasattr(layer, name):
             getattr(layer, name).fill_(value)

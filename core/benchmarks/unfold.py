@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.backends import BACKENDS, torch_backend
+from acmix.backends import BACKENDS
+from acmix.backends import torch as torch_backend
 from acmix.geometry import output_size
 
 
@@ -21,7 +22,7 @@ def sliding_window_attention(
 ) -> Tensor:
     """Keys, values and positions of every window side by side."""
     batch, heads, depth, height, width = q.shape
-    size = output_size(height, width, stride)
+    size = output_size((height, width), stride)
     pad = dilation * (kernel_size // 2)
 
     def windows(x: Tensor) -> Tensor:

@@ -1,22 +1,23 @@
 // Runs every CPU kernel on a list of shapes, in buffers without slack, for the sanitizers.
 //
-// Usage: driver CALLERS THREADS: so many threads call the kernels at once on shared inputs, each
-// call with so many threads of its own. Exits with 1 when two calls on equal inputs differ.
+// Usage: driver CALLERS THREADS: so many threads call the kernels at once, each call with so many
+// threads of its own. Every result is computed in two ways that must agree to the last bit; exits
+// with 1 when they differ, or when a window too large for any memory does not run out of it (to
+// which AddressSanitizer must agree: allocator_may_return_null=1).
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <initializer_list>
 #include <thread>
 #include <vector>
 
 #include "acmix_cpu.h"
 
-extern "C" int acmix_run(const acmix::Call* call, int isa);
-extern "C" int acmix_convolve(const acmix::Convolution* call, int isa);
-
 namespace {
 
 struct Shape {
     int64_t batch, heads, depth, height, width, kernel, stride, dilation;
+    int64_t out_h() const { return (height + stride - 1) / stride; }
+    int64_t out_w() const { return (width + stride - 1) / stride; }
 };
 
 const Shape kShapes[] = {
@@ -24,6 +25,14 @@ const Shape kShapes[] = {
     {1, 2, 16, 17, 5, 5, 3, 2}, {2, 3, 19, 3, 20, 3, 1, 2}, {1, 4, 16, 8, 8, 9, 2, 3},
     {5, 7, 8, 7, 7, 7, 1, 1},   {1, 1, 4, 40, 37, 7, 1, 3}, {1, 2, 2, 4, 150, 3, 1, 1},
     {3, 2, 33, 4, 4, 1, 2, 1},  {0, 2, 3, 5, 5, 3, 1, 1},   {1, 16, 2, 14, 14, 5, 2, 2},
+    {1, 2, 3, 0, 5, 3, 1, 1},   {1, 2, 3, 5, 4, 3, 9, 8},
+};
+
+constexpr int64_t kHuge = int64_t(1) << 31;
+const Shape kTooLarge[] = {
+    {1, 1, 1, 4, 4, kHuge - 1, 1, 1},
+    {1, 1, 1, 4, 4, kHuge - 1, kHuge, kHuge},
+    {2, 3, 16, 9, 9, kHuge - 1, 2, kHuge},
 };
 
 template <typename T>
@@ -48,49 +57,81 @@ struct Tensor {
 };
 
 template <typename T>
-bool run_shape(const Shape& s, bool last, int threads) {
-    int64_t out_h = (s.height + s.stride - 1) / s.stride;
-    int64_t out_w = (s.width + s.stride - 1) / s.stride;
-    int64_t pad = s.dilation * (s.kernel / 2), taps = s.kernel * s.kernel;
+constexpr acmix::Type type_of() {
+    return sizeof(T) == 4 ? acmix::kFloat : acmix::kDouble;
+}
+
+int32_t& backward_of(acmix::Convolution& call) { return call.backward; }
+template <typename Call>
+int32_t& backward_of(Call& call) {
+    return call.window.backward;
+}
+
+// Runs the forward and the backward pass; false if one ran out of memory.
+template <typename Call>
+bool run_both(int (*run)(const Call*, int), Call call) {
+    bool done = true;
+    for (int backward = 0; backward < 2; backward++) {
+        backward_of(call) = backward;
+        int status = run(&call, 0);
+        if (status != 0 && status != -1) std::abort();
+        done = done && status == 0;
+    }
+    return done;
+}
+
+template <typename T>
+void append(std::vector<T>& all, std::initializer_list<const Tensor<T>*> results) {
+    for (const Tensor<T>* x : results) all.insert(all.end(), x->data.begin(), x->data.end());
+}
+
+template <typename T>
+acmix::Window window_of(const Shape& s, int threads) {
+    int64_t pad = s.dilation * (s.kernel / 2);
     bool reflect = pad < s.height && pad < s.width;
-    acmix::Call call{};
-    call.type = sizeof(T) == 4 ? acmix::kFloat : acmix::kDouble;
-    call.threads = threads, call.reflect = reflect;
-    call.batch = s.batch, call.heads = s.heads, call.depth = s.depth;
-    call.height = s.height, call.width = s.width;
-    call.kernel = s.kernel, call.stride = s.stride, call.dilation = s.dilation;
+    return {0,       type_of<T>(), reflect, threads,  s.batch,  s.heads,
+            s.depth, s.height,     s.width, s.kernel, s.stride, s.dilation};
+}
+
+template <typename T>
+bool window_kernels_agree(const Shape& s, bool last, int threads) {
+    const acmix::Window window = window_of<T>(s, threads);
+    acmix::Window flat = window;
+    flat.depth = 1;
     std::vector<int64_t> in{s.batch, s.heads, s.depth, s.height, s.width};
-    std::vector<int64_t> out{s.batch, s.heads, s.depth, out_h, out_w};
-    std::vector<int64_t> row{s.batch, s.heads, 1, out_h, out_w};
-    std::vector<int64_t> weights{s.batch, s.heads, taps, out_h, out_w};
+    std::vector<int64_t> out{s.batch, s.heads, s.depth, s.out_h(), s.out_w()};
+    std::vector<int64_t> row{s.batch, s.heads, 1, s.out_h(), s.out_w()};
+    std::vector<int64_t> taps{s.batch, s.heads, s.kernel * s.kernel, s.out_h(), s.out_w()};
     std::vector<int64_t> plane{s.batch, s.heads, 1, s.height, s.width};
-    using Map = Tensor<T>;
-    const Map q(in, last, 1), k(in, last, 2), v(in, last, 3), grad(out, last, 4);
-    const Map w(weights, false, 5), flat(plane, false, 6), other(plane, false, 7);
+    const Tensor<T> q(in, last, 1), v(in, last, 3), grad(out, last, 4), position(in, last, 5);
+    const Tensor<T> w(taps, false, 6), a(plane, false, 7), b(plane, false, 8);
     std::vector<T> first;
-    for (int round = 0; round < 2; round++) {
-        Map y(out, last, 8), lse(row, false, 9), dq(in, last, 10), dk(in, last, 11);
-        Map dv(in, last, 12), dw(weights, false, 13), diff(weights, false, 14);
-        Map da(plane, false, 15), db(plane, false, 16);
+    for (bool positioned : {false, true}) {
+        Tensor<T> k(in, last, 2), y(out, last, 9), lse(row, false, 10), dq(in, last, 11);
+        Tensor<T> dk(in, last, 12), dv(in, last, 13), sum(out, last, 14), dsum(in, last, 15);
+        Tensor<T> dw(taps, false, 16), diff(taps, false, 17), da(plane, false, 18);
+        Tensor<T> db(plane, false, 19);
         acmix::Map strided = dq.map;
         strided.stride[3] *= s.stride, strided.stride[4] *= s.stride;
-        auto run = [&](acmix::Op op, std::vector<acmix::Map> maps, int64_t depth) {
-            call.op = op, call.depth = depth;
-            std::memcpy(call.map, maps.data(), maps.size() * sizeof(acmix::Map));
-            if (acmix_run(&call, 0) != 0) std::abort();
-        };
-        run(acmix::kAttentionForward, {q.map, k.map, v.map, y.map, lse.map}, s.depth);
-        run(acmix::kAttentionBackward,
-            {q.map, k.map, v.map, grad.map, lse.map, strided, dk.map, dv.map}, s.depth);
+        // The position is taken off the keys by the kernel, or here.
+        for (size_t i = 0; !positioned && i < k.data.size(); i++) k.data[i] -= position.data[i];
+        acmix::Attention attention{window};
+        attention.q = q.map, attention.k = k.map, attention.v = v.map;
+        if (positioned) attention.position = position.map;
+        attention.out = y.map, attention.lse = lse.map, attention.grad = grad.map;
+        attention.grad_q = strided, attention.grad_k = dk.map, attention.grad_v = dv.map;
+        acmix::Aggregation aggregation{window};
+        aggregation.v = v.map, aggregation.w = w.map, aggregation.out = sum.map;
+        aggregation.grad = grad.map, aggregation.grad_v = dsum.map, aggregation.grad_w = dw.map;
+        acmix::Difference difference{flat};
+        difference.a = a.map, difference.b = b.map, difference.out = diff.map;
+        difference.grad = w.map, difference.grad_a = da.map, difference.grad_b = db.map;
+        if (!run_both(acmix_attention, attention)) std::abort();
+        if (!run_both(acmix_aggregation, aggregation)) std::abort();
+        if (!run_both(acmix_difference, difference)) std::abort();
         std::vector<T> all;
-        auto keep = [&](const Map& x) { all.insert(all.end(), x.data.begin(), x.data.end()); };
-        for (const Map* x : {&y, &lse, &dq, &dk, &dv}) keep(*x);
-        run(acmix::kAggregationForward, {v.map, w.map, y.map}, s.depth);
-        run(acmix::kAggregationBackward, {v.map, w.map, grad.map, dv.map, dw.map}, s.depth);
-        run(acmix::kSubtractionForward, {flat.map, other.map, diff.map}, 1);
-        run(acmix::kSubtractionBackward, {w.map, da.map, db.map}, 1);
-        for (const Map* x : {&y, &dv, &dw, &diff, &da, &db}) keep(*x);
-        if (round == 0) first = all;
+        append(all, {&y, &lse, &dq, &dk, &dv, &sum, &dsum, &dw, &diff, &da, &db});
+        if (!positioned) first = all;
         if (first != all) return false;
     }
     return true;
@@ -107,42 +148,47 @@ struct Pixels : Tensor<T> {
 };
 
 template <typename T>
-bool convolve_shape(const Shape& s, bool layered, int threads) {
-    int64_t out_h = (s.height + s.stride - 1) / s.stride;
-    int64_t out_w = (s.width + s.stride - 1) / s.stride;
+bool convolutions_agree(const Shape& s, bool layered, int threads) {
     int64_t kernel = s.kernel < 5 ? s.kernel : 3, columns = s.heads + 1, bands = (s.height + 3) / 4;
+    int64_t inputs = layered ? 5 : columns;
+    const Pixels<T> in(s.batch, s.heads, s.depth, s.height, s.width, false, 1);
+    const Pixels<T> grad(s.batch, s.kernel, s.depth, s.out_h(), s.out_w(), true, 2);
+    const Tensor<T> kernels({s.kernel, inputs, kernel, kernel, s.depth}, false, 3);
+    const Tensor<T> layer({1, 1, 1, 5, columns}, false, 4);
     acmix::Convolution call{};
-    call.type = sizeof(T) == 4 ? acmix::kFloat : acmix::kDouble;
-    call.threads = threads, call.ones = 1;
+    call.type = type_of<T>(), call.threads = threads, call.ones = 1;
     call.batch = s.batch, call.maps = s.heads, call.depth = s.depth;
     call.taps = layered ? 5 : 0, call.outs = s.kernel;
     call.height = s.height, call.width = s.width;
     call.kernel = kernel, call.stride = s.stride, call.band = 4;
-    int64_t inputs = layered ? 5 : columns;
-    const Pixels<T> in(s.batch, s.heads, s.depth, s.height, s.width, false, 1);
-    const Pixels<T> grad(s.batch, s.kernel, s.depth, out_h, out_w, true, 2);
-    const Tensor<T> kernels({s.kernel, inputs, kernel, kernel, s.depth}, false, 3);
-    const Tensor<T> layer({1, 1, 1, 5, columns}, false, 4);
     call.layer = layer.data.data(), call.kernels = kernels.data.data();
+    call.input = in.map, call.grad = grad.map;
     std::vector<T> first;
-    for (int round = 0; round < 2; round++) {
-        Pixels<T> out(s.batch, s.kernel, s.depth, out_h, out_w, true, 5);
+    for (bool add : {false, true}) {
+        Pixels<T> out(s.batch, s.kernel, s.depth, s.out_h(), s.out_w(), true, 5);
         Pixels<T> grad_in(s.batch, s.heads, s.depth, s.height, s.width, false, 6);
-        Tensor<T> grad_kernels({s.batch * bands, s.kernel * inputs, kernel, kernel, s.depth},
-                               false, 7);
+        Tensor<T> grad_kernels({s.batch * bands, s.kernel * inputs, kernel, kernel, s.depth}, false,
+                               7);
         Tensor<T> grad_layer({1, s.batch * bands, 5, columns, s.depth}, false, 8);
-        call.in = in.map, call.out = out.map, call.grad_in = grad_in.map, call.backward = 0;
+        // The gradient is added to what is there by the kernel, or here.
+        const std::vector<T> before = grad_in.data;
+        call.out = out.map, call.grad_input = grad_in.map, call.add = add;
         call.grad_kernels = grad_kernels.data.data(), call.grad_layer = grad_layer.data.data();
-        if (acmix_convolve(&call, 0) != 0) std::abort();
-        call.backward = 1, call.out = grad.map;
-        if (acmix_convolve(&call, 0) != 0) std::abort();
+        if (!run_both(acmix_convolution, call)) std::abort();
+        for (size_t i = 0; !add && i < before.size(); i++) grad_in.data[i] += before[i];
         std::vector<T> all;
-        for (const Tensor<T>* x : {static_cast<Tensor<T>*>(&out), static_cast<Tensor<T>*>(&grad_in),
-                                   &grad_kernels, &grad_layer}) {
-            all.insert(all.end(), x->data.begin(), x->data.end());
-        }
-        if (round == 0) first = all;
+        append<T>(all, {&out, &grad_in, &grad_kernels, &grad_layer});
+        if (!add) first = all;
         if (first != all) return false;
+    }
+    return true;
+}
+
+bool too_large_runs_out_of_memory() {
+    for (const Shape& shape : kTooLarge) {
+        const acmix::Window window = window_of<float>(shape, 1);
+        if (run_both(acmix_attention, acmix::Attention{window})) return false;
+        if (run_both(acmix_aggregation, acmix::Aggregation{window})) return false;
     }
     return true;
 }
@@ -155,10 +201,10 @@ int main(int, char** argv) {
     auto work = [&](int caller) {
         for (const Shape& shape : kShapes) {
             for (int last = 0; last < 2; last++) {
-                failed[caller] += !run_shape<float>(shape, last, threads);
-                failed[caller] += !run_shape<double>(shape, last, threads);
-                failed[caller] += !convolve_shape<float>(shape, last, threads);
-                failed[caller] += !convolve_shape<double>(shape, last, threads);
+                failed[caller] += !window_kernels_agree<float>(shape, last, threads);
+                failed[caller] += !window_kernels_agree<double>(shape, last, threads);
+                failed[caller] += !convolutions_agree<float>(shape, last, threads);
+                failed[caller] += !convolutions_agree<double>(shape, last, threads);
             }
         }
     };
@@ -166,7 +212,8 @@ int main(int, char** argv) {
     for (int i = 0; i < callers; i++) running.emplace_back(work, i);
     for (auto& thread : running) thread.join();
     for (int count : failed) {
-        if (count != 0) return std::printf("%d shapes differ between two runs\n", count), 1;
+        if (count != 0) return std::printf("%d shapes differ between two ways\n", count), 1;
     }
+    if (!too_large_runs_out_of_memory()) return std::puts("a huge window has found memory"), 1;
     return 0;
 }

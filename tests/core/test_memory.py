@@ -7,74 +7,61 @@ import textwrap
 
 import pytest
 
-from acmix.native import library
+from operator_contract import needs_kernels
 from support import ROOT
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(library.problem()), reason="no CPU library"),
-]
+pytestmark = [pytest.mark.slow, needs_kernels]
 
+# In a process of its own, whose peak the kernel counts: what torch sees does not show the scratch
+# of compiled kernels.
 SCRIPT = """
-    import pathlib, sys, torch, acmix
-    op, size, kernel, backward = sys.argv[1], *map(int, sys.argv[2:])
-    torch.set_num_threads(2)
+    import pathlib, sys, torch
+    import operators
+
     def peak():  # that of getrusage begins with the parent's
         status = pathlib.Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    def call(size, kernel):
-        options = dict(kernel_size=kernel, backend="cpu")
-        if op == "attention":
-            inputs = [torch.rand(2, 4, 16, size, size, requires_grad=bool(backward))] * 3
-            function = acmix.sliding_window_attention
-        elif op == "path":
-            inputs = [torch.rand(2, 192, size, size, requires_grad=bool(backward))]
-            inputs += [torch.rand(kernel**2, 12), torch.rand(64, kernel**2, kernel, kernel)]
-            function, options = acmix.convolution_path, dict(backend="cpu")
-        else:
-            inputs = [torch.rand(2, 64, size, size, requires_grad=bool(backward))]
-            inputs.append(torch.rand(2, 8, kernel**2, size, size, requires_grad=bool(backward)))
-            function = acmix.neighbourhood_aggregation
+
+    def call(size):
+        case = operators.Case((size, size), 7, batch=2, heads=4, depth=16)
+        inputs = [torch.rand(shape, requires_grad=True) for shape in kind.shapes(case).values()]
+        kept = inputs[0].numel() * 4
         before = peak()
-        out = function(*inputs, **options)
-        if backward:
-            out.backward(out.detach())
-        return (peak() - before) / (inputs[0].numel() * 4)
-    call(16, kernel)  # torch's own start-up is not the operator's
-    print(call(size, kernel))
+        out = kind.on(case, "cpu")(*inputs)
+        forward = peak()
+        out.backward(out.detach())
+        return (forward - before) / kept, (peak() - before) / kept
+
+    kind = getattr(operators, sys.argv[1])()
+    torch.set_num_threads(2)
+    call(16)  # torch's own start-up is not the operator's
+    print(*call(224))
 """
 
 
-def peak_in_inputs(op, size, kernel, backward):
-    """Growth of the resident set during one call, in sizes of q or of the values."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "core")}
-    arguments = [op, str(size), str(kernel), str(int(backward))]
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments]
+@pytest.mark.parametrize(
+    ("operator", "forward", "backward"),
+    [
+        # Output, lse and the keys less the position; going back also dq, dk, dv, the sum of dk and
+        # a head's scratch a thread.
+        ("Attention", 2.5, 7),
+        # The output. Going back, the gradient of the weights has k² / 16 values' sizes.
+        ("Aggregation", 1.5, 49 / 16 + 3),
+        # k² outputs; their gradient is the caller's.
+        ("Difference", 50, 52),
+        # A third for the output, and the maps channels last; going back also their gradient in
+        # both memory formats and the output's.
+        ("Convolution", 2, 4.5),
+        # Two outputs, and again in one tensor here, of a third each.
+        ("Paths", 3, 5.5),
+    ],
+)
+def test_no_map_is_copied_for_every_window_pixel(operator, forward, backward):
+    path = os.pathsep.join([str(ROOT / "core"), str(ROOT / "tests")])
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), operator]
+    env = {**os.environ, "PYTHONPATH": path}
     ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    return float(ran.stdout)
-
-
-@pytest.mark.parametrize("backward", [False, True])
-def test_attention_needs_no_copy_of_the_windows(backward):
-    # Output and lse; going back also dq, dk, dv, their sum and a head's scratch a thread.
-    bound = 9 if backward else 2.5
-    for size in (112, 224):
-        for kernel in (3, 7):
-            assert peak_in_inputs("attention", size, kernel, backward) < bound
-
-
-def test_aggregation_needs_no_copy_of_the_windows():
-    # Forward: the output alone. Going back the gradient of the weights has k² / 8 values' sizes.
-    for size in (112, 224):
-        assert peak_in_inputs("aggregation", size, 7, backward=False) < 2
-        assert peak_in_inputs("aggregation", size, 7, backward=True) < 49 / 8 + 6
-
-
-def test_convolution_path_needs_no_map_for_every_tap():
-    # A third for the output, and the maps channels last; going back also their gradient in both
-    # memory formats and the output's.
-    for size in (112, 224):
-        for kernel in (3, 5):
-            assert peak_in_inputs("path", size, kernel, backward=False) < 2.5
-            assert peak_in_inputs("path", size, kernel, backward=True) < 5
+    measured = tuple(map(float, ran.stdout.split()))
+    assert measured[0] < forward, measured
+    assert measured[1] < backward, measured

@@ -1,5 +1,7 @@
 """Building and loading the CPU library: variants, threads, forks, no compiler, addresses."""
 
+import ctypes
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import torch
 
 import acmix
 from acmix import info, reference
-from acmix.native import build, library
+from acmix.backends.cpu import build, library
 from support import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -39,11 +41,15 @@ def forward_and_backward(q, k, v, kernel_size=7, stride=1, dilation=1, **options
     out_size = [-(-n // stride) for n in q.shape[3:]]
     out, lse = q.new_empty(*q.shape[:3], *out_size), q.new_empty(*q.shape[:2], 1, *out_size)
     reflect = dilation * (kernel_size // 2) < min(q.shape[3:])
-    sizes = (*q.shape, kernel_size, stride, dilation)
-    loaded.run("attention_forward", [q, k, v, out, lse], sizes, reflect=reflect, **options)
+    window = functools.partial(
+        library.window, q.shape, kernel_size, stride, dilation, reflect=reflect
+    )
+    inputs = dict(q=q, k=k, v=v, lse=lse)
+    loaded.run("attention", window(), dict(inputs, out=out), **options)
     dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
-    maps = [q, k, v, torch.ones_like(out), lse, dq[..., ::stride, ::stride], dk, dv]
-    loaded.run("attention_backward", maps, sizes, reflect=reflect, **options)
+    grads = dict(grad_q=dq[..., ::stride, ::stride], grad_k=dk, grad_v=dv)
+    maps = dict(inputs, grad=torch.ones_like(out), **grads)
+    loaded.run("attention", window(backward=True), maps, **options)
     return out, lse, dq, dk, dv
 
 
@@ -94,20 +100,26 @@ def test_calls_from_two_threads_at_once():
     assert wrong == []
 
 
-def test_forked_child_runs_kernels():
+def test_forked_child_runs_every_kernel():
     out = run_python(
         """
-        import os, torch, acmix
+        import os, torch
+        from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
         torch.set_num_threads(2)
-        x = torch.randn(2, 4, 16, 28, 28)
-        before = acmix.sliding_window_attention(x, x, x, backend="cpu")
+        # So small, and with so many heads that no layer is folded, that torch itself keeps to one
+        # thread: its own parallel operators hang in a child.
+        case = Case((14, 14), 5, batch=1, heads=5, depth=4)
+        kinds = [Aggregation(), Attention(), Convolution(), Difference(), Paths()]
+        calls = [(kind.on(case, "cpu"), kind.inputs(case, torch.float32)) for kind in kinds]
+        before = [call(*inputs) for call, inputs in calls]
         child = os.fork()
         if child == 0:
-            after = acmix.sliding_window_attention(x, x, x, backend="cpu")
-            # Compared without torch, whose own parallel operators hang in a forked child.
-            os._exit(0 if after.numpy().tobytes() == before.numpy().tobytes() else 1)
+            after = [call(*inputs) for call, inputs in calls]
+            same = [x.numpy().tobytes() == y.numpy().tobytes() for x, y in zip(after, before)]
+            os._exit(0 if len(same) == 5 and all(same) else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        """
+        """,
+        PYTHONPATH=os.pathsep.join([str(ROOT / "core"), str(ROOT / "tests")]),
     )
     assert out.strip() == "0"
 
@@ -116,7 +128,7 @@ def test_number_of_threads_is_torchs():
     out = run_python(
         """
         import os, threading, torch, acmix
-        from acmix.native import library
+        from acmix.backends.cpu import library
         torch.set_num_threads(1)
         x = torch.randn(2, 4, 16, 28, 28)
         library.load()
@@ -171,7 +183,7 @@ def test_unwritable_cache_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_may_build_at_once(tmp_path):
-    code = "from acmix.native import library; print(library.load().path)"
+    code = "from acmix.backends.cpu import library; print(library.load().path)"
     env = {**os.environ, "PYTHONPATH": str(ROOT / "core"), "ACMIX_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", code]
     running = [
@@ -189,6 +201,34 @@ def test_wrong_variant_is_named(monkeypatch):
     monkeypatch.setenv("ACMIX_CPU_ISA", "sse9")
     with pytest.raises(OSError, match="ACMIX_CPU_ISA=sse9: this machine has baseline"):
         library.Library(path)
+
+
+def test_other_version_of_the_interface_is_named(monkeypatch):
+    path = library.load().path
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "ABI_VERSION", library.ABI_VERSION + 1)
+        with pytest.raises(OSError, match="version 2 of the interface.*run python -m acmix"):
+            library.Library(path)
+    for operator in library.STRUCTS:
+        with monkeypatch.context() as patch:
+            patch.setitem(library.STRUCTS, operator, type("Other", (ctypes.Structure,), {}))
+            with pytest.raises(OSError, match=f"struct of {operator} has .* run python -m acmix"):
+                library.Library(path)
+
+
+def test_unknown_map_is_refused():
+    x = torch.zeros(1, 1, 1, 4, 4)
+    window = library.window(x.shape, 3, 1, 1, reflect=True)
+    with pytest.raises(KeyError, match="keys"):
+        library.load().run("attention", window, dict(q=x, keys=x))
+
+
+def test_window_too_large_for_any_memory():
+    x = torch.zeros(1, 1, 1, 4, 4)
+    window = library.window(x.shape, 2**31 - 1, 1, 2**31, reflect=False)
+    maps = dict(q=x, k=x, v=x, out=x.clone(), lse=x.clone())
+    with pytest.raises(MemoryError, match="attention.*smaller window"):
+        library.load().run("attention", window, maps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,11 +1,11 @@
-"""PVT: original weights, position embeddings, reduced maps, the class token."""
+"""PVT: original weights, position embeddings, the class token."""
 
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmpretrain.registry import MODELS
 
-from acmix import GlobalACmix, InputError, reference
+from acmix import InputError
 from acmix.complexity import count_parameters
 from acmix.mm import load_weights
 from acmix_pvt import ACmixPVT
@@ -51,49 +51,6 @@ def test_original_names_and_shapes_fill_the_plain_model(arch):
     body = {n: w.shape for n, w in conversion.state_dict.items() if n.startswith("backbone.")}
     assert body == {f"backbone.{n}": w.shape for n, w in own.items()}
     assert set(conversion.state_dict) - set(body) == {"head.fc.weight", "head.fc.bias"}
-
-
-def layer(**options):
-    torch.manual_seed(0)
-    return GlobalACmix(8, 2, **options)
-
-
-@pytest.mark.parametrize("extra", [0, 1])
-@pytest.mark.parametrize("sr_ratio", [1, 2, 3])
-def test_layer_computes_what_its_equations_say(sr_ratio, extra):
-    acmix, size = layer(sr_ratio=sr_ratio).double(), (6, 9)
-    x = torch.randn(2, extra + 54, 8, dtype=torch.float64)
-    pixels = x[:, extra:].transpose(1, 2).unflatten(2, size)
-    if sr_ratio > 1:
-        small = acmix.sr(pixels)
-        source = acmix.norm(torch.cat([x[:, :extra], small.flatten(2).transpose(1, 2)], dim=1))
-    else:
-        small, source = pixels, x
-    q, kv = acmix.q(x), acmix.kv(source)
-    heads = [t.unflatten(2, (2, 4)).transpose(1, 2) for t in (q, *kv.chunk(2, dim=2))]
-    weights = (heads[0] @ heads[1].transpose(-1, -2) / 2).softmax(dim=-1)
-    attention = acmix.proj((weights @ heads[2]).transpose(1, 2).flatten(2))
-
-    maps = [t[:, extra:].transpose(1, 2) for t in (q, kv)]
-    kv_map = maps[1].unflatten(2, small.shape[2:])
-    kv_map = torch.nn.functional.interpolate(kv_map, size=size, mode="bilinear")
-    qkv = torch.cat([maps[0].unflatten(2, size), kv_map], dim=1)
-    fc, kernels = acmix.fc, acmix.dep_conv.weight
-    conv = reference.convolution_path(qkv, fc.weight.flatten(1), kernels, fc.bias)
-    expected = acmix.rate1 * attention
-    expected[:, extra:] += acmix.rate2 * conv.flatten(2).transpose(1, 2)
-    torch.testing.assert_close(acmix(x, size), expected)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 5)])
-def test_layer_takes_any_size(size):
-    x = torch.randn(2, 1 + size[0] * size[1], 8)
-    assert layer(sr_ratio=4)(x, size).shape == x.shape
-
-
-def test_layer_names_a_wrong_shape():
-    with pytest.raises(InputError, match=r"input shape=\(2, 11, 8\): give \(B, 3 \* 4, 8\)"):
-        layer()(torch.zeros(2, 11, 8), (3, 4))
 
 
 def test_position_embeddings_of_other_images_are_resized_on_loading():

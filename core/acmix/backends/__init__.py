@@ -1,29 +1,30 @@
 """Backends: who runs an operator. Each says whether it can run a call and, if not, why.
 
-To add one, write a module with the operators it has, named as in ``acmix.functional``, and a
-function ``why_not(op, x)`` that returns the reasons against running ``op`` on a tensor like ``x``
-(none: it can). Then list it in ``BACKENDS``, fastest first. No backend imports another.
+To add one, write a module or package with the operators it has, named as in ``acmix.functional``,
+and a function ``why_not(op, x)`` that returns the reasons against running ``op`` on a tensor like
+``x`` (none: it can). Compiled kernels register with the operators of ``acmix.ops`` when the module
+is loaded. Then list it in ``BACKENDS``, fastest first. No backend imports another.
 """
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
-import torch
-from torch import Tensor
+import torch as _torch
 
-from acmix.backends import cpu_backend, cuda_backend, reference_backend, torch_backend
+from acmix.backends import cpu, cuda, reference, torch
 from acmix.checks import check_choice
 from acmix.errors import BackendError
 
 BACKENDS: dict[str, ModuleType] = {
-    "cuda": cuda_backend,
-    "cpu": cpu_backend,
-    "torch": torch_backend,
-    "reference": reference_backend,
+    "cuda": cuda,
+    "cpu": cpu,
+    "torch": torch,
+    "reference": reference,
 }
 
 
-def choose(op: str, backend: str | None, x: Tensor) -> Callable[..., Tensor]:
+def choose(op: str, backend: str | None, x: _torch.Tensor) -> Callable[..., Any]:
     """The function that runs ``op`` on tensors like ``x``.
 
     A named backend is obeyed or refused with its reasons; ``None`` takes the first that can run,
@@ -38,7 +39,7 @@ def choose(op: str, backend: str | None, x: Tensor) -> Callable[..., Tensor]:
     raise BackendError(f"no backend can run {op} ({' | '.join(refused)})")
 
 
-def find_joint(op: str, backend: str | None, x: Tensor) -> Callable | None:
+def find_joint(op: str, backend: str | None, x: _torch.Tensor) -> Callable[..., Any] | None:
     """The function that runs the joint operator ``op`` on tensors like ``x``, where there is one.
 
     A backend may do several operators of ``acmix.functional`` in one pass; ``None`` says that they
@@ -55,4 +56,4 @@ def _candidates(backend: str | None) -> list[str]:
         check_choice("backend", backend, BACKENDS)
         return [backend]
     # An exported program runs where acmix is not installed.
-    return ["torch"] if torch.compiler.is_exporting() else list(BACKENDS)
+    return ["torch"] if _torch.compiler.is_exporting() else list(BACKENDS)

@@ -3,13 +3,13 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acmix.checks import check_odd, check_positive, require
 from acmix.functional import sliding_window_attention, sliding_window_paths
 from acmix.geometry import output_size, pixel_grid
 from acmix.modules.base import ACmixBase
+from acmix.modules.children import fx_leaf, is_plain, project
 
 
 class ACmix2d(ACmixBase):
@@ -81,23 +81,26 @@ class ACmix2d(ACmixBase):
         if self.has_attention:
             self.conv_p = nn.Conv2d(2, self.head_dim, kernel_size=1)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
-        qkv = self._project(x)
-        joint = self.has_convolution and self.dep_conv.learnable
-        return self.combine(
-            lambda: self._attend(qkv),
-            lambda beta: self.convolve(qkv, beta=beta, stride=self.stride),
-            (lambda beta: self._both(qkv, beta)) if joint else None,
-        )
+        qkv = project(x, self.conv1, self.conv2, self.conv3)
+        att: Tensor | None
+        conv: Tensor | None
+        if self._joint:
+            att, conv = self._both(qkv)
+        else:
+            att = self._attend(qkv) if self.has_attention else None
+            conv = self.convolve(qkv, stride=self.stride) if self.has_convolution else None
+        return self.add_paths(att, conv)
 
-    def _project(self, x: Tensor) -> Tensor:
-        """q, k and v heads, (B, 3C, H, W), by one product with the three weights together."""
-        convs = (self.conv1, self.conv2, self.conv3)
-        weight = torch.cat([conv.weight for conv in convs])
-        return F.conv2d(x, weight, torch.cat([conv.bias for conv in convs]))
+    @property
+    def _joint(self) -> bool:
+        """Whether one operator does both paths."""
+        both = self.has_attention and self.has_convolution
+        return both and self.dep_conv.learnable and is_plain(self.fc, nn.Conv2d)
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
@@ -105,9 +108,10 @@ class ACmix2d(ACmixBase):
         out = sliding_window_attention(q, k, v, self._position(qkv), **self._window())
         return out.flatten(1, 2)
 
-    def _both(self, qkv: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _both(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """F_att and beta * F_conv."""
-        fc, kernels = self.fc.weight.flatten(1), self.scaled_kernels(beta)
+        fc = self.fc.weight.flatten(1)
+        kernels = self.scaled_kernels(fc)
         return sliding_window_paths(qkv, self._position(qkv), fc, kernels, **self._window())
 
     def _window(self) -> dict:
@@ -120,11 +124,13 @@ class ACmix2d(ACmixBase):
 
     def _position(self, qkv: Tensor) -> Tensor:
         """Position encoding, (D, H, W)."""
+        conv = self.conv_p
+        grid = pixel_grid(qkv.shape[-2:], like=conv.weight)
+        if not is_plain(conv, nn.Conv2d) or conv.bias is None:
+            return conv(grid)[0].to(qkv.dtype)
         # A product, as torch's convolution of two channels is slow.
-        grid = pixel_grid(*qkv.shape[-2:], like=self.conv_p.weight)[0]
-        weight, bias = self.conv_p.weight.flatten(1), self.conv_p.bias
-        position = torch.addmm(bias[:, None], weight, grid.flatten(1))
-        return position.unflatten(1, grid.shape[1:]).to(qkv.dtype)
+        position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid[0].flatten(1))
+        return position.unflatten(1, grid.shape[2:]).to(qkv.dtype)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size (paper Table 1, and the position term).
@@ -133,7 +139,7 @@ class ACmix2d(ACmixBase):
         additions in k_r + position_p - position_r, which Table 1 leaves out.
         """
         pixels = height * width
-        out_pixels = math.prod(output_size(height, width, self.stride))
+        out_pixels = math.prod(output_size((height, width), self.stride))
         total = 3 * self.in_channels * self.dim * pixels
         if self.has_attention:
             total += 2 * self.head_dim * pixels

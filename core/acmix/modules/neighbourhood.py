@@ -8,6 +8,7 @@ from acmix.checks import check_choice, check_odd, check_positive, require
 from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
 from acmix.geometry import can_reflect, neighbours, pixel_grid
 from acmix.modules.base import ACmixBase
+from acmix.modules.children import affine_of, fx_leaf, has_statistics, is_plain
 
 SAN_ATTENTIONS = ("patchwise", "pairwise")
 
@@ -89,14 +90,15 @@ class PatchwiseACmix(ACmixBase):
             self.conv_w = _phi(relation + 2, relation, self.shared)
             self.conv_p = nn.Conv2d(2, 2, kernel_size=1)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
-        return self.combine(
-            lambda: self._attend(q, k, v), lambda beta: self.convolve(q, k, v, beta=beta)
-        )
+        att = self._attend(q, k, v) if self.has_attention else None
+        conv = self.convolve(q, k, v) if self.has_convolution else None
+        return self.add_paths(att, conv)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """F_att, (B, C, H, W)."""
@@ -109,37 +111,38 @@ class PatchwiseACmix(ACmixBase):
 
     def _pairwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
-        position = self.conv_p(pixel_grid(*q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
-        window = dict(kernel_size=self.kernel_att, backend=self.backend)
-        relation = neighbourhood_difference(q, k, **window)
-        offset = neighbourhood_difference(position, **window)
+        position = self.conv_p(pixel_grid(q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
+        relation, offset = (
+            neighbourhood_difference(a, b, kernel_size=self.kernel_att, backend=self.backend)
+            for a, b in ((q, k), (position, position))
+        )
         pairs = torch.cat([relation, offset.expand(len(q), -1, -1, -1, -1)], dim=1)
         return self.conv_w(pairs.flatten(3)).unflatten(3, q.shape[-2:]).softmax(dim=2)
 
     def _patchwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W)."""
-        norm = self.conv_w[0]
-        if norm.training or not norm.track_running_stats:
-            # Batch statistics of every neighbour need them all at once.
-            hidden = self.conv_w[2](norm(self._patches(q, k)).relu_())
+        norm, _, conv = self.conv_w[:3]
+        if is_plain(norm, nn.BatchNorm2d) and is_plain(conv, nn.Conv2d) and has_statistics(norm):
+            hidden = self._patchwise_hidden(q, k, norm, conv)
         else:
-            hidden = self._patchwise_hidden(q, k)
+            # Batch statistics of every neighbour need them all at once.
+            hidden = conv(norm(self._patches(q, k)).relu_())
         return self.conv_w[3:](hidden).unflatten(1, (self.shared, self.kernel_att**2))
 
     def _shifted(self, k: Tensor) -> list[Tensor]:
         """K at every offset of the neighbourhood, row by row, as views."""
-        reflect = can_reflect(*k.shape[-2:], self.kernel_att // 2)
+        reflect = can_reflect(k.shape[-2:], self.kernel_att // 2)
         return neighbours(k, self.kernel_att, reflect=reflect)
 
     def _patches(self, q: Tensor, k: Tensor) -> Tensor:
         """Q channels, then k unfolded channel by channel, (B, (1 + k²) * C / 4, H, W)."""
         return torch.cat([q, torch.stack(self._shifted(k), dim=2).flatten(1, 2)], dim=1)
 
-    def _patchwise_hidden(self, q: Tensor, k: Tensor) -> Tensor:
+    def _patchwise_hidden(
+        self, q: Tensor, k: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d
+    ) -> Tensor:
         """First half of φ, one row of neighbours at a time: no k²-fold copy of k."""
-        norm, conv = self.conv_w[0], self.conv_w[2]
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        bias = norm.bias - norm.running_mean * scale
+        scale, bias = affine_of(norm)
         # Channels of φ: those of q, then those of k with its neighbours as the inner index.
         sizes = (self.head_dim, self.kernel_att, self.kernel_att)
         of_q, of_k = slice(None, sizes[0]), slice(sizes[0], None)
@@ -164,9 +167,9 @@ class PatchwiseACmix(ACmixBase):
         relation, window = self.head_dim, self.kernel_att**2
         pixel = self.in_channels * (2 * relation + self.dim)
         if self.has_attention:
-            first, last = self.conv_w[2].weight, self.conv_w[5].weight
+            products = sum(m.weight.numel() for m in self.conv_w if isinstance(m, nn.Conv2d))
             evaluations = 1 if self.attention == "patchwise" else window
-            pixel += evaluations * (first.numel() + last.numel()) + window * self.dim
+            pixel += evaluations * products + window * self.dim
         return height * width * pixel + self.convolution_multiply_adds(*[height * width] * 2)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """The shift kernels of the convolution path and the variants of the paper's Table 7."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from acmix.checks import check_choice
 from acmix.geometry import one_hot_shifts
@@ -24,7 +24,8 @@ class ShiftKernels(nn.Module):
             whose output serves all N channels) or ``"tensor"`` (the same by moving tensors).
 
     Shape:
-        ``weight``: (D * N, k_c², k_c, k_c), or (D, k_c², k_c, k_c) when fixed.
+        Returns (D * N, k_c², k_c, k_c) of ``weight``, or (D, k_c², k_c, k_c), which is no state,
+        when fixed.
     """
 
     def __init__(self, head_dim: int, num_heads: int, kernel_size: int, mode: str) -> None:
@@ -33,23 +34,29 @@ class ShiftKernels(nn.Module):
         self.head_dim, self.num_heads, self.kernel_size = head_dim, num_heads, kernel_size
         self.mode = mode
         self.learnable = mode in ("learnable", "random")
-        rows = head_dim * (num_heads if self.learnable else 1)
-        weight = torch.empty(rows, kernel_size**2, kernel_size, kernel_size)
         if self.learnable:
-            self.weight = nn.Parameter(weight)
-        else:
-            self.register_buffer("weight", weight, persistent=False)
-        self.reset_parameters()
+            size = (head_dim * num_heads, kernel_size**2, kernel_size, kernel_size)
+            self.weight = nn.Parameter(torch.empty(size))
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the kernels to their start: the shifts, or random numbers in mode ``"random"``."""
         if self.mode == "random":
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        else:
+        elif self.learnable:
             with torch.no_grad():
                 self.weight.copy_(one_hot_shifts(self.kernel_size, like=self.weight))
 
+    def forward(self, like: Tensor) -> Tensor:
+        """The kernels; those that are not learnable are made here, in the kind of ``like``."""
+        if self.learnable:
+            return self.weight
+        shifts = one_hot_shifts(self.kernel_size, like)
+        return shifts.expand(self.head_dim, *shifts.shape[1:])
+
     def extra_repr(self) -> str:
         """Sizes and mode, for ``print(module)``."""
-        size = (self.kernel_size,) * 2
-        return f"{tuple(self.weight.shape)}, kernel_size={size}, mode={self.mode!r}"
+        return (
+            f"{self.head_dim}, {self.num_heads}, kernel_size={(self.kernel_size,) * 2}, "
+            f"mode={self.mode!r}"
+        )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from acmix.checks import check_positive, require
 from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
+from acmix.modules.children import fx_leaf
 
 
 class GlobalACmix(ACmixBase):
@@ -71,6 +72,7 @@ class GlobalACmix(ACmixBase):
             self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    @fx_leaf
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Both paths on one set of projections, mixed.
 
@@ -88,11 +90,9 @@ class GlobalACmix(ACmixBase):
         q = self.q(x)
         source, small = self._reduce(x, extra, hw_shape)
         kv = self.kv(source)
-        out = self.combine(
-            lambda: self._attend(q, kv),
-            lambda beta: self._convolve_tokens(q, kv, beta, hw_shape, small),
-        )
-        return self.proj_drop(out)
+        att = self._attend(q, kv) if self.has_attention else None
+        conv = self._convolve_tokens(q, kv, hw_shape, small) if self.has_convolution else None
+        return self.proj_drop(self.add_paths(att, conv))
 
     def _reduce(
         self, x: Tensor, extra: int, hw_shape: tuple[int, int]
@@ -120,17 +120,16 @@ class GlobalACmix(ACmixBase):
         self,
         q: Tensor,
         kv: Tensor,
-        beta: Tensor | None,
         hw_shape: tuple[int, int],
         small: tuple[int, int],
     ) -> Tensor:
-        """Beta * F_conv of the pixels, zero for the extra tokens, (B, T + H * W, C)."""
+        """F_conv of the pixels times beta, zero for the extra tokens, (B, T + H * W, C)."""
         extra = q.shape[1] - hw_shape[0] * hw_shape[1]
         q_map = q[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
         kv_map = kv[:, extra:].transpose(1, 2).unflatten(2, small)
         if small != hw_shape:
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
-        out = self.convolve(q_map, kv_map, beta=beta).flatten(2).transpose(1, 2)
+        out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)
         return pad_missing(out, (0, 0, extra, 0))
 
     def multiply_adds(self, height: int, width: int, extra: int = 0) -> int:

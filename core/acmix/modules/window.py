@@ -1,5 +1,7 @@
 """ACmix with attention inside windows (Swin)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from acmix.checks import check_positive, require
 from acmix.functional import window_attention
 from acmix.geometry import pad_missing
 from acmix.modules.base import ACmixBase
+from acmix.modules.children import fx_leaf
 
 
 class WindowACmix(ACmixBase):
@@ -68,12 +71,28 @@ class WindowACmix(ACmixBase):
         if self.has_attention:
             entries = (2 * height - 1) * (2 * width - 1)
             self.relative_position_bias_table = nn.Parameter(torch.empty(entries, num_heads))
-            nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+            self.relative_position_index: Tensor
             self.register_buffer("relative_position_index", relative_position_index(height, width))
             self.attn_drop = attn_drop
             self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_own_parameters()
 
+    def reset_own_parameters(self) -> None:
+        """Set the scalars of the mix, the position bias (normal, std 0.02) and its index."""
+        super().reset_own_parameters()
+        if hasattr(self, "relative_position_bias_table"):
+            nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+            self.relative_position_index.copy_(relative_position_index(*self.window_size))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load; the index of the position bias follows from the window, whatever the file says."""
+        name = f"{prefix}relative_position_index"
+        if name in state_dict and self.has_attention:
+            state_dict[name] = relative_position_index(*self.window_size)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @fx_leaf
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Both paths on one set of projections, mixed.
 
@@ -95,11 +114,9 @@ class WindowACmix(ACmixBase):
         win_h, win_w = self.window_size
         x = pad_missing(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
         qkv = self.qkv(x)
-        out = self.combine(
-            lambda: self._attend(qkv, mask),
-            lambda beta: self.convolve(qkv.permute(0, 3, 1, 2), beta=beta).permute(0, 2, 3, 1),
-        )
-        return self.proj_drop(out)[:, :height, :width]
+        att = self._attend(qkv, mask) if self.has_attention else None
+        conv = self._convolve_pixels(qkv) if self.has_convolution else None
+        return self.proj_drop(self.add_paths(att, conv))[:, :height, :width]
 
     def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """proj(F_att), (B, H, W, C)."""
@@ -120,6 +137,10 @@ class WindowACmix(ACmixBase):
         out = out.view(batch, rows, cols, self.num_heads, win_h, win_w, self.head_dim)
         out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.dim)
         return self.proj(out)
+
+    def _convolve_pixels(self, qkv: Tensor) -> Tensor:
+        """F_conv times beta, (B, H, W, C)."""
+        return self.convolve(qkv.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _position_bias(self) -> Tensor:
         """Relative position bias, (N, L, L)."""

@@ -1,69 +1,87 @@
-// The C interface of the CPU kernels and what their source files share.
+// The C interface of the CPU library: one struct and one entry point an operator.
 //
 // Plain C types only: the library is loaded through ctypes and knows nothing of torch, so one build
-// serves every torch version.
+// serves every torch version. Must match acmix/backends/cpu/library.py.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include <stdint.h>
 
 namespace acmix {
 
-// Must match acmix/native/library.py.
-enum Op : int32_t {
-    kAttentionForward = 0,
-    kAttentionBackward = 1,
-    kAggregationForward = 2,
-    kAggregationBackward = 3,
-    kSubtractionForward = 4,
-    kSubtractionBackward = 5,
-};
+// To be raised with every change of this file.
+constexpr int kAbiVersion = 2;
+
 enum Type : int32_t { kFloat = 0, kDouble = 1 };
 
-// A tensor seen as (batch, head, channel, row, column); strides count elements.
+// A tensor seen as (batch, head, channel, row, column); strides count elements. Without data:
+// absent.
 struct Map {
     void* data;
     int64_t stride[5];
 };
 
-// One call. Outputs are fully overwritten; gradients never alias inputs.
-struct Call {
-    int32_t op, type, reflect, threads;
-    int64_t batch, heads, depth, height, width;  // of the map with the keys or values
-    int64_t kernel, stride, dilation;
-    Map map[8];    // order as documented at each kernel
-    Map position;  // of the attention: taken off the keys of every image and head; or no data
+// The k x k neighbourhood of every query: pixels `dilation` apart around each `stride`-th pixel of
+// a map of sizes batch to width; kernel is odd, and threads, kernel, stride and dilation are
+// positive. Pixels outside that map are reflected, which needs dilation * (kernel / 2) below height
+// and width, or else are zero, or left out of a softmax.
+struct Window {
+    int32_t backward, type, reflect, threads;
+    int64_t batch, heads, depth, height, width, kernel, stride, dilation;
 };
 
-// One call of the convolution path, see convolution.cpp. Unlike a Call's, maps here have a layout:
-// channels of inputs are neighbours in memory, and so are the outputs of one channel.
+// Outputs are fully overwritten, and gradients never alias inputs: `grad` is that of `out`, and an
+// input of the backward pass, which writes grad_*. Neither pass touches what only the other needs.
+
+// out, grad and grad_q have the queries' pixels alone, q has all. `position` is taken off the keys
+// of every image and head, or absent. lse has one channel: written forward, read backward.
+struct Attention {
+    Window window;
+    Map q, k, v, position, out, lse, grad, grad_q, grad_k, grad_v;
+};
+
+// w and grad_w have the k * k taps of each query as channels.
+struct Aggregation {
+    Window window;
+    Map v, w, out, grad, grad_v, grad_w;
+};
+
+// out and grad have the k * k taps of each query as channels; a and b have one channel.
+struct Difference {
+    Window window;
+    Map a, b, out, grad, grad_a, grad_b;
+};
+
+// The convolution path. Maps have a layout here: the channels of `input` and `grad_input` are
+// neighbours in memory, and so are the outputs of one channel in `out` and `grad`.
 struct Convolution {
     int32_t backward, type, threads;
-    int32_t ones;                                  // one map more, of ones
-    int32_t add;                                   // whether grad_in is added to
-    int64_t batch, maps, taps, outs, depth;        // taps: maps that the layer makes; 0: no layer
-    int64_t height, width, kernel, stride, band;   // band: rows of one unit of work
-    const void *layer, *kernels;                   // (taps, maps), (outs, taps, k, k, depth)
-    Map in, out, grad_in;                          // (batch, map, channel, row, column)
-    void *grad_layer, *grad_kernels;               // a summand for each image and band
+    int32_t ones;                                 // one map more, of ones
+    int32_t add;                                  // whether grad_input is added to
+    int64_t batch, maps, taps, outs, depth;       // taps: maps that the layer makes; 0: no layer
+    int64_t height, width, kernel, stride, band;  // band: rows of one unit of work
+    const void *layer, *kernels;                  // (taps, maps), (outs, taps, k, k, depth)
+    Map input, out, grad, grad_input;             // (batch, map, channel, row, column)
+    void *grad_layer, *grad_kernels;              // a summand for each image and band
 };
 
-// Runs work(context, unit, scratch) for every unit in [0, units), each thread with its own scratch.
-// Returns 0, or -1 when memory ran out.
-using Work = void (*)(void* context, int64_t unit, void* scratch);
-int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, void* context);
-
-namespace baseline {
-int run(const Call& call);
-int convolve(const Convolution& call);
-}
-namespace avx2 {
-int run(const Call& call);
-int convolve(const Convolution& call);
-}
-namespace avx512 {
-int run(const Call& call);
-int convolve(const Convolution& call);
-}
-
 }  // namespace acmix
+
+#define ACMIX_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The version and the sizes of the structs above, in their order from Attention on, or -1: they
+// must equal those that the caller has in mind.
+ACMIX_EXPORT int acmix_abi_version();
+ACMIX_EXPORT int64_t acmix_struct_size(int which);
+
+// Best instruction set of this machine: 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
+ACMIX_EXPORT int acmix_best_isa();
+
+// The GOMP_parallel of the OpenMP library whose threads to use, or null for threads of a call's
+// own.
+ACMIX_EXPORT void acmix_set_pool(void* gomp_parallel);
+
+// 0: done; -1: out of memory; -2: this library lacks the instruction set.
+ACMIX_EXPORT int acmix_attention(const acmix::Attention* call, int isa);
+ACMIX_EXPORT int acmix_aggregation(const acmix::Aggregation* call, int isa);
+ACMIX_EXPORT int acmix_difference(const acmix::Difference* call, int isa);
+ACMIX_EXPORT int acmix_convolution(const acmix::Convolution* call, int isa);

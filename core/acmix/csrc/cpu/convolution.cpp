@@ -8,13 +8,10 @@
 // the input, zero between the strides:
 //     df_i[p] = sum_(n,t) kernels[n][i][t] g_n[p - t + k / 2],  din_m = sum_i layer[i][m] df_i
 //     dkernels[n][i][t] = sum_p g_n[p] f_i[p + t - k / 2],  dlayer[i][m] = sum_p df_i[p] in_m[p]
-// So two loops serve everything: `stencil`, forward and its transpose, the layer being one of a
-// single tap, and `correlate`, whose sums are the gradients of weights.
+// So two products serve everything, see stencil.h.
 //
-// Vector lanes are neighbouring channels: they share no weights, so a weight is a vector too, and
-// neither loop has a reduction across lanes. Rows of the image with their padding are copied into
-// scratch [row][column][map][lane], where borders, strides and the number of channels end. Four
-// outputs of six pixels stay in registers: ten loads for 24 multiply-adds.
+// Rows of the image with their padding are copied into scratch [row][column][map][lane], where
+// borders, strides and the number of channels end.
 //
 // Work: taps * (maps + k² * outs) multiply-adds per pixel and channel forward, three times that
 // backward. Gradients of weights are summed per image and band, and those sums by the caller in a
@@ -24,268 +21,27 @@
 // of it and bound by memory (prefetching and the order of the pixels change little); the products
 // run at 50 G multiply-adds/s a core.
 
-#include "simd.h"
+#include "dispatch.h"
+#include "scratch.h"
+#include "stencil.h"
 
 namespace acmix {
 namespace {
 
-// Pixels whose sums for B outputs fit into the registers.
-template <int B>
-constexpr int pixels_of() {
-    constexpr int many[] = {0, 8, 8, 8, 6}, few[] = {0, 6, 4, 3, 2};
-    return kManyRegisters ? many[B] : few[B];
-}
-// Columns of a band are visited in strips, so that two of three rows of a window are still in the
-// first level cache.
-constexpr int kStrip = 6;
-constexpr int kTaps = kManyRegisters ? 6 : 2;  // of `correlate`
-
-// Outputs that are summed together, of `rest`.
-INLINE int block_of(int64_t rest) {
-    if (rest >= 4 && rest % 4 != 0 && rest % 3 == 0) return 3;
-    return static_cast<int>(min_of(rest, 4));
-}
-
-// Maps in scratch: [row][column][map][lane].
-struct Stack {
-    int64_t pixel_size, row_size;  // in elements
-    Stack(int64_t maps, int64_t columns, int64_t lanes)
-        : pixel_size(maps * lanes), row_size(columns * pixel_size) {}
-};
-
-// Sums of one block of outputs: sums[b][p] = sum_(t,m) weights[t][m][b] in[offset p + t, m].
-// Each window row is summed by itself: shorter chains of additions halve the rounding errors.
-template <typename T, int B, int P>
-void stencil_block(const T* in, const int64_t* offset, const Stack& stack, int64_t kernel,
-                   const T* weights, T* sums) {
-    using S = Simd<T>;
-    const T* from[P];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) from[p] = in + offset[p];
-    for (int64_t ty = 0; ty < kernel; ty++) {
-        typename S::V sum[B][P];
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++) sum[b][p] = typename S::V{};
-        }
-        // Neighbouring columns are neighbours in memory: one run of the row.
-        const int64_t start = ty * stack.row_size, end = start + kernel * stack.pixel_size;
-        for (int64_t at = start; at < end; at += S::kLanes, weights += B * S::kLanes) {
-            typename S::V weight[B];
-#pragma GCC unroll 4
-            for (int b = 0; b < B; b++) weight[b] = S::load(weights + b * S::kLanes);
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++) {
-                typename S::V value = S::load(from[p] + at);
-                KEEP(value);
-#pragma GCC unroll 4
-                for (int b = 0; b < B; b++) sum[b][p] += weight[b] * value;
-            }
-        }
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++) {
-                T* to = sums + (b * P + p) * S::kLanes;
-                S::store(to, ty == 0 ? sum[b][p] : S::load(to) + sum[b][p]);
-            }
-        }
-    }
-}
-
-// Planes of outputs: to[b * plane + offset p + lane].
 template <typename T>
-struct Planar {
-    T* to;
-    int64_t plane, lanes;
-    bool adds = false;  // to what is there
-    template <int B, int P>
-    void put(int64_t first, const int64_t* offset, const T* sums) const {
-        constexpr int L = Simd<T>::kLanes;
-        for (int b = 0; b < B; b++) {
-            for (int p = 0; p < P; p++) {
-                T* row = to + (first + b) * plane + offset[p];
-                const T* sum = sums + (b * P + p) * L;
-                if (lanes == L) {
-                    typename Simd<T>::V all = Simd<T>::load(sum);
-                    Simd<T>::store(row, adds ? Simd<T>::load(row) + all : all);
-                } else {
-                    for (int64_t i = 0; i < lanes; i++) row[i] = adds ? row[i] + sum[i] : sum[i];
-                }
-            }
-        }
-    }
-};
-
-// Outputs of one channel side by side: to[offset p + lane * outs + b].
-template <typename T>
-struct Interleaved {
-    T* to;
-    int64_t outs, lanes;
-    static constexpr bool adds = false;
-    // mixed[lane * W + b] of `count` vectors, as many as W or one less.
-    template <int W>
-    static INLINE void interleave(T* mixed, const T* from, int count, int64_t pitch) {
-        using S = Simd<T>;
-        constexpr int L = S::kLanes;
-#ifdef ACMIX_SHUFFLE
-        typename S::V v[W];
-        for (int b = 0; b < W; b++) v[b] = b < count ? S::load(from + b * pitch) : typename S::V{};
-        using All = typename MakeSeq<L>::type;
-        if constexpr (W == 4) zip(v[0], v[2], All()), zip(v[1], v[3], All());
-        if constexpr (W == 4) zip(v[2], v[3], All());
-        if constexpr (W > 1) zip(v[0], v[1], All());
-        for (int b = 0; b < W; b++) S::store(mixed + b * L, v[b]);
-#else
-        for (int b = 0; b < count; b++) {
-            for (int i = 0; i < L; i++) mixed[i * W + b] = from[b * pitch + i];
-        }
-#endif
-    }
-    template <int B, int P>
-    void put(int64_t first, const int64_t* offset, const T* sums) const {
-        constexpr int L = Simd<T>::kLanes, W = B == 3 ? 4 : B;
-        for (int p = 0; p < P; p++) {
-            alignas(64) T mixed[W * L];
-            interleave<W>(mixed, sums + p * L, B, P * L);
-            T* row = to + offset[p] + first;
-            if (outs == W && lanes == L) {
-                memcpy(row, mixed, sizeof(mixed));
-            } else {
-                for (int64_t i = 0; i < lanes; i++) {
-                    memcpy(row + i * outs, mixed + i * W, B * sizeof(T));
-                }
-            }
-        }
-    }
-};
-
-// One stencil over a list of pixels: where each is read and written.
-struct Pixels {
-    int64_t *in, *out, count;
-};
-
-template <typename T, int B, typename Put>
-void stencil_outputs(const T* in, const Stack& stack, const Pixels& pixels, int64_t kernel,
-                     const T* weights, int64_t first, const Put& put) {
-    constexpr int P = pixels_of<B>();
-    alignas(64) T sums[B * P * Simd<T>::kLanes];
-    int64_t i = 0;
-    for (; i < pixels.count; i += P) {
-        // The last block may overlap the one before, unless that would add twice.
-        if (i + P > pixels.count && (put.adds || pixels.count < P)) break;
-        i = min_of(i, pixels.count - P);
-        stencil_block<T, B, P>(in, pixels.in + i, stack, kernel, weights, sums);
-        put.template put<B, P>(first, pixels.out + i, sums);
-    }
-    for (; i < pixels.count; i++) {
-        stencil_block<T, B, 1>(in, pixels.in + i, stack, kernel, weights, sums);
-        put.template put<B, 1>(first, pixels.out + i, sums);
-    }
-}
-
-// All outputs; weights in blocks, [tap][map][output of the block][lane] each.
-template <typename T, typename Put>
-void stencil(const T* in, const Stack& stack, const Pixels& pixels, int64_t kernel,
-             const T* weights, int64_t outs, const Put& put) {
-    int64_t size = kernel * kernel * stack.pixel_size;
-    for (int64_t first = 0; first < outs;) {
-        int b = block_of(outs - first);
-        const T* w = weights + first * size;
-        if (b == 4) stencil_outputs<T, 4>(in, stack, pixels, kernel, w, first, put);
-        if (b == 3) stencil_outputs<T, 3>(in, stack, pixels, kernel, w, first, put);
-        if (b == 2) stencil_outputs<T, 2>(in, stack, pixels, kernel, w, first, put);
-        if (b == 1) stencil_outputs<T, 1>(in, stack, pixels, kernel, w, first, put);
-        first += b;
-    }
-}
-
-// to[b][j] = sum_p g[b][out offset p] f[in offset p + tap j] over the lanes kept.
-template <typename T, int B, int K>
-void correlate_block(const T* g, const T* f, const int64_t* taps,
-                     const Pixels& pixels, T* to, int64_t to_map, int64_t to_tap, int64_t lanes) {
-    using S = Simd<T>;
-    typename S::V sum[B][K];
-    const T* from[K];
-#pragma GCC unroll 8
-    for (int j = 0; j < K; j++) from[j] = f + taps[j];
-#pragma GCC unroll 4
-    for (int b = 0; b < B; b++) {
-#pragma GCC unroll 8
-        for (int j = 0; j < K; j++) sum[b][j] = typename S::V{};
-    }
-    for (int64_t i = 0; i < pixels.count; i++) {
-        typename S::V grad[B];
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) grad[b] = S::load(g + b * S::kLanes + pixels.out[i]);
-#pragma GCC unroll 8
-        for (int j = 0; j < K; j++) {
-            typename S::V value = S::load(from[j] + pixels.in[i]);
-            KEEP(value);
-#pragma GCC unroll 4
-            for (int b = 0; b < B; b++) sum[b][j] += grad[b] * value;
-        }
-    }
-    for (int b = 0; b < B; b++) {
-        for (int j = 0; j < K; j++) {
-            T* row = to + b * to_map + j * to_tap;
-            alignas(64) T all[S::kLanes];
-            S::store(all, sum[b][j]);
-            memcpy(row, all, lanes * sizeof(T));
-        }
-    }
-}
-
-template <typename T, int B>
-void correlate_outputs(const T* g, const T* f, const int64_t* taps, int64_t count,
-                       const Pixels& pixels, T* to, int64_t to_map, int64_t to_tap,
-                       int64_t lanes) {
-    int64_t j = 0;
-#define ACMIX_TAPS(K)                                                                          \
-    for (; j + K <= count; j += K) {                                                           \
-        correlate_block<T, B, K>(g, f, taps + j, pixels, to + j * to_tap, to_map, to_tap, lanes); \
-    }
-    ACMIX_TAPS(kTaps)
-    ACMIX_TAPS(1)
-#undef ACMIX_TAPS
-}
-
-template <typename T>
-void correlate(const T* g, int64_t outs, const T* f, const int64_t* taps,
-               int64_t count, const Pixels& pixels, T* to, int64_t to_tap, int64_t lanes) {
-    int64_t to_map = count * to_tap;
-    for (int64_t first = 0; first < outs;) {
-        int b = block_of(outs - first);
-        const T* grad = g + first * Simd<T>::kLanes;
-        T* sums = to + first * to_map;
-#define ACMIX_OUTPUTS(B)                                                                       \
-    if (b == B) {                                                                              \
-        correlate_outputs<T, B>(grad, f, taps, count, pixels, sums, to_map, to_tap, lanes);    \
-    }
-        ACMIX_OUTPUTS(4)
-        ACMIX_OUTPUTS(3)
-        ACMIX_OUTPUTS(2)
-        ACMIX_OUTPUTS(1)
-#undef ACMIX_OUTPUTS
-        first += b;
-    }
-}
-
-template <typename T>
-struct Path {
+struct ConvolutionUnit {
     using S = Simd<T>;
     static constexpr int L = S::kLanes;
 
     const Convolution& call;
-    int64_t out_h, out_w, pad, area;      // area: taps of the kernel, k²
-    int64_t all_maps, inputs;             // maps with that of ones, maps of the stencil
+    int64_t out_h, out_w, pad, area;  // area: taps of the kernel, k²
+    int64_t all_maps, inputs;         // maps with that of ones, maps of the stencil
     int64_t bands, blocks;
     Stack raw, features, grads, changes;  // inputs of the layer, f, g, df
     // Of this unit:
     int64_t image = 0, y0 = 0, rows = 0, d0 = 0, lanes = 0;
 
-    explicit Path(const Convolution& c)
+    explicit ConvolutionUnit(const Convolution& c)
         : call(c),
           out_h(ceil_div(c.height, c.stride)),
           out_w(ceil_div(c.width, c.stride)),
@@ -324,10 +80,10 @@ struct Path {
 
     // Maps of one row of the image, and that of ones.
     void copy_row(T* to, int64_t y) const {
-        const T* from = plane(call.in, y);
-        for (int64_t x = 0; x < call.width; x++, from += call.in.stride[4]) {
+        const T* from = plane(call.input, y);
+        for (int64_t x = 0; x < call.width; x++, from += call.input.stride[4]) {
             for (int64_t m = 0; m < call.maps; m++, to += L) {
-                copy_pixel(to, from + m * call.in.stride[1]);
+                copy_pixel(to, from + m * call.input.stride[1]);
             }
             if (call.ones) S::store(to, S::all(1)), to += L;
         }
@@ -361,11 +117,11 @@ struct Path {
         for (int64_t r = 0; r < count; r++, to += grads.row_size) {
             int64_t y = first + r;
             if (y < 0 || y >= call.height || y % call.stride != 0) continue;
-            const T* row = plane(call.out, y / call.stride);
+            const T* row = plane(call.grad, y / call.stride);
             for (int64_t x = 0; x < out_w; x++) {
-                const T* from = row + x * call.out.stride[4];
+                const T* from = row + x * call.grad.stride[4];
                 T* at = to + (pad + x * call.stride) * grads.pixel_size;
-                for (int64_t i = 0; i < lanes; i++, from += call.out.stride[2]) {
+                for (int64_t i = 0; i < lanes; i++, from += call.grad.stride[2]) {
                     for (int64_t n = 0; n < call.outs; n++) at[n * L + i] = from[n];
                 }
             }
@@ -425,14 +181,14 @@ struct Path {
     void forward(Arena& arena) const {
         int64_t most = arena.base == nullptr ? call.band : rows;
         int64_t loaded = (most - 1) * call.stride + call.kernel;
-        Pixels all = pixels(arena, most, out_w, call.stride * features.row_size,
-                            call.stride * features.pixel_size, call.out.stride[3],
-                            call.out.stride[4]);
+        Pixels all =
+            pixels(arena, most, out_w, call.stride * features.row_size,
+                   call.stride * features.pixel_size, call.out.stride[3], call.out.stride[4]);
         Pixels row = layer_pixels(arena);
-        T* layer = arena.take<T>(call.taps * all_maps * L);
+        T* layer = arena.take<T>(call.taps, all_maps, L);
         T* raws = arena.take<T>(call.taps > 0 ? raw.row_size : 0);
-        T* f = arena.take<T>(loaded * features.row_size);
-        T* weights = arena.take<T>(call.outs * inputs * area * L);
+        T* f = arena.take<T>(loaded, features.row_size);
+        T* weights = arena.take<T>(call.outs, inputs, area, L);
         if (arena.base == nullptr) return;
         pack_layer(layer);
         load_features(f, raws, false, layer, row, y0 * call.stride - pad, loaded);
@@ -445,7 +201,7 @@ struct Path {
     void backward(Arena& arena) const {
         int64_t most = arena.base == nullptr ? call.band : rows, loaded = most + 2 * pad;
         bool has_layer = call.taps > 0;
-        const Map& to = call.grad_in;
+        const Map& to = call.grad_input;
         Pixels row = layer_pixels(arena);
         Pixels same = pixels(arena, most, call.width, grads.row_size, grads.pixel_size,
                              has_layer ? changes.row_size : to.stride[3],
@@ -458,16 +214,15 @@ struct Path {
         int64_t begin = round_up(y0, call.stride) - y0;
         int64_t kept = ceil_div(max_of(most - begin, 0), call.stride);
         Pixels strided = pixels(arena, arena.base == nullptr ? most : kept, out_w,
-                                call.stride * features.row_size,
-                                call.stride * features.pixel_size, call.stride * grads.row_size,
-                                call.stride * grads.pixel_size);
+                                call.stride * features.row_size, call.stride * features.pixel_size,
+                                call.stride * grads.row_size, call.stride * grads.pixel_size);
         int64_t* taps = arena.take<int64_t>(max_of(inputs * area, all_maps));
-        T* layer = arena.take<T>(call.taps * all_maps * L);
-        T* weights = arena.take<T>(call.outs * inputs * area * L);
+        T* layer = arena.take<T>(call.taps, all_maps, L);
+        T* weights = arena.take<T>(call.outs, inputs, area, L);
         T* raws = arena.take<T>(has_layer ? loaded * raw.row_size : 0);
-        T* f = arena.take<T>(loaded * features.row_size);
-        T* g = arena.take<T>(loaded * grads.row_size);
-        T* df = arena.take<T>(most * changes.row_size);
+        T* f = arena.take<T>(loaded, features.row_size);
+        T* g = arena.take<T>(loaded, grads.row_size);
+        T* df = arena.take<T>(most, changes.row_size);
         if (arena.base == nullptr) return;
 
         pack_layer(layer);
@@ -495,8 +250,8 @@ struct Path {
         stencil(g, grads, same, call.kernel, weights, call.taps, Planar<T>{df, L, L});
         for (int64_t m = 0; m < all_maps; m++) taps[m] = m * L;
         sums = static_cast<T*>(call.grad_layer) + summand * call.taps * all_maps * call.depth + d0;
-        correlate(df, call.taps, raws + pad * raw.row_size, taps, all_maps, pair,
-                  sums, call.depth, lanes);
+        correlate(df, call.taps, raws + pad * raw.row_size, taps, all_maps, pair, sums, call.depth,
+                  lanes);
         pack(layer, call.maps, call.taps, 1, true, [&](int64_t m, int64_t i, int64_t) {
             return static_cast<const T*>(call.layer) + i * all_maps + m;
         });
@@ -505,26 +260,26 @@ struct Path {
 };
 
 template <typename T>
-int convolve_typed(const Convolution& call) {
-    Path<T> path(call);
-    if (path.units() == 0) return 0;
+int run_typed(const Convolution& call) {
+    ConvolutionUnit<T> unit(call);
+    if (unit.units() == 0) return 0;
     Arena sizes{nullptr};
-    call.backward ? path.backward(sizes) : path.forward(sizes);
+    call.backward ? unit.backward(sizes) : unit.forward(sizes);
     Work work = [](void* context, int64_t unit, void* scratch) {
-        Path<T> one(*static_cast<const Convolution*>(context));
+        ConvolutionUnit<T> one(*static_cast<const Convolution*>(context));
         Arena arena{static_cast<char*>(scratch)};
         one.start(unit);
         one.call.backward ? one.backward(arena) : one.forward(arena);
     };
-    return parallel_for(path.units(), call.threads, sizes.used, work,
+    return parallel_for(unit.units(), call.threads, sizes.used, work,
                         const_cast<Convolution*>(&call));
 }
 
 }  // namespace
 
 namespace ACMIX_ISA {
-int convolve(const Convolution& call) {
-    return call.type == kFloat ? convolve_typed<float>(call) : convolve_typed<double>(call);
+int run(const Convolution& call) {
+    return call.type == kFloat ? run_typed<float>(call) : run_typed<double>(call);
 }
 }  // namespace ACMIX_ISA
 

@@ -5,14 +5,14 @@
 // handed out by an atomic counter, so any team size is correct, down to one. A forked child must
 // not use the parent's pool: Python then withdraws the pointer.
 
+#include "dispatch.h"
+
 #include <atomic>
 #include <cstdlib>
 #include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
-
-#include "acmix_cpu.h"
 
 namespace acmix {
 namespace {
@@ -76,6 +76,16 @@ void start_threads(Job& job, int threads) {
     for (auto& thread : others) thread.join();
 }
 
+template <typename Call>
+int run(const Call& call, int isa) {
+    if (isa == 0) return baseline::run(call);
+#ifdef ACMIX_X86
+    if (isa == 1) return avx2::run(call);
+    if (isa == 2) return avx512::run(call);
+#endif
+    return -2;
+}
+
 }  // namespace
 
 int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, void* context) {
@@ -102,21 +112,19 @@ int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, vo
 
 }  // namespace acmix
 
-#define EXPORT __attribute__((visibility("default")))
+int acmix_abi_version() { return acmix::kAbiVersion; }
 
-extern "C" {
-
-// Must equal the size that the caller has in mind, or the two are of different versions.
-EXPORT int64_t acmix_call_size() {
-    return sizeof(acmix::Call) + sizeof(acmix::Convolution);
+int64_t acmix_struct_size(int which) {
+    constexpr int64_t sizes[] = {sizeof(acmix::Attention), sizeof(acmix::Aggregation),
+                                 sizeof(acmix::Difference), sizeof(acmix::Convolution)};
+    return which >= 0 && which < 4 ? sizes[which] : -1;
 }
 
-EXPORT void acmix_set_pool(void* gomp_parallel) {
+void acmix_set_pool(void* gomp_parallel) {
     acmix::pool = reinterpret_cast<acmix::GompParallel>(gomp_parallel);
 }
 
-// Best instruction set of this machine: 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
-EXPORT int acmix_best_isa() {
+int acmix_best_isa() {
 #ifdef ACMIX_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -129,18 +137,7 @@ EXPORT int acmix_best_isa() {
     return 0;
 }
 
-// 0: done; -1: out of memory; -2: this library lacks the instruction set.
-#ifdef ACMIX_X86
-#define ACMIX_DISPATCH(FUNCTION)                                      \
-    isa == 0   ? acmix::baseline::FUNCTION(*call)                     \
-    : isa == 1 ? acmix::avx2::FUNCTION(*call)                         \
-    : isa == 2 ? acmix::avx512::FUNCTION(*call)                       \
-               : -2
-#else
-#define ACMIX_DISPATCH(FUNCTION) isa == 0 ? acmix::baseline::FUNCTION(*call) : -2
-#endif
-EXPORT int acmix_run(const acmix::Call* call, int isa) { return ACMIX_DISPATCH(run); }
-EXPORT int acmix_convolve(const acmix::Convolution* call, int isa) {
-    return ACMIX_DISPATCH(convolve);
-}
-}
+int acmix_attention(const acmix::Attention* call, int isa) { return acmix::run(*call, isa); }
+int acmix_aggregation(const acmix::Aggregation* call, int isa) { return acmix::run(*call, isa); }
+int acmix_difference(const acmix::Difference* call, int isa) { return acmix::run(*call, isa); }
+int acmix_convolution(const acmix::Convolution* call, int isa) { return acmix::run(*call, isa); }

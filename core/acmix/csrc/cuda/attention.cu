@@ -42,51 +42,51 @@ extern __shared__ __align__(16) unsigned char shared_memory[];
 // One tile of threads and the rectangle of positions that they all read, in chunks of channels.
 template <typename A>
 struct Tile {
-  int tile_y, tile_x;
-  int plane;
-  bool active;  // False for threads past the last plane: they repeat it and store nothing.
-  int width, size, chunk;
-  int* index;  // Offset of each position within a channel, -1 outside the map.
-  A* values;   // (chunk, size) of this thread's plane.
+    int tile_y, tile_x;
+    int plane;
+    bool active;  // False for threads past the last plane: they repeat it and store nothing.
+    int width, size, chunk;
+    int* index;  // Offset of each position within a channel, -1 outside the map.
+    A* values;   // (chunk, size) of this thread's plane.
 
-  __device__ __forceinline__ Tile(int tiles_y, int tiles_x, int planes, int halo_height,
-                                  int halo_width, int channels) {
-    const int block = blockIdx.x;
-    tile_x = block % tiles_x;
-    tile_y = block / tiles_x % tiles_y;
-    plane = block / tiles_x / tiles_y * blockDim.z + threadIdx.z;
-    active = plane < planes;
-    plane = active ? plane : planes - 1;
-    width = halo_width;
-    size = halo_height * halo_width;
-    chunk = channels;
-    index = reinterpret_cast<int*>(shared_memory);
-    A* all = reinterpret_cast<A*>(shared_memory + (size * sizeof(int) + 15) / 16 * 16);
-    values = all + threadIdx.z * chunk * size;
-  }
-
-  // Fill the table of offsets for a rectangle that starts at (y0, x0).
-  __device__ __forceinline__ void locate(int y0, int x0, int height, int map_width, int reflect) {
-    const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    for (int i = thread; i < size; i += blockDim.x * blockDim.y * blockDim.z) {
-      const int y = source_index(y0 + i / width, height, reflect);
-      const int x = source_index(x0 + i % width, map_width, reflect);
-      index[i] = y < 0 || x < 0 ? -1 : y * map_width + x;
+    __device__ __forceinline__ Tile(int tiles_y, int tiles_x, int planes, int halo_height,
+                                    int halo_width, int channels) {
+        const int block = blockIdx.x;
+        tile_x = block % tiles_x;
+        tile_y = block / tiles_x % tiles_y;
+        plane = block / tiles_x / tiles_y * blockDim.z + threadIdx.z;
+        active = plane < planes;
+        plane = active ? plane : planes - 1;
+        width = halo_width;
+        size = halo_height * halo_width;
+        chunk = channels;
+        index = reinterpret_cast<int*>(shared_memory);
+        A* all = reinterpret_cast<A*>(shared_memory + (size * sizeof(int) + 15) / 16 * 16);
+        values = all + threadIdx.z * chunk * size;
     }
-  }
 
-  // Load `count` channels of the rectangle from `map`; all threads of the block take part.
-  template <typename T>
-  __device__ __forceinline__ void fill(const T* __restrict__ map, int pixels, int count) {
-    __syncthreads();
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int i = thread; i < size; i += blockDim.x * blockDim.y) {
-      const int at = index[i];
-      for (int c = 0; c < count; ++c)
-        values[c * size + i] = at < 0 ? A(0) : A(load(map + Offset(c) * pixels + at));
+    // Fill the table of offsets for a rectangle that starts at (y0, x0).
+    __device__ __forceinline__ void locate(int y0, int x0, int height, int map_width, int reflect) {
+        const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+        for (int i = thread; i < size; i += blockDim.x * blockDim.y * blockDim.z) {
+            const int y = source_index(y0 + i / width, height, reflect);
+            const int x = source_index(x0 + i % width, map_width, reflect);
+            index[i] = y < 0 || x < 0 ? -1 : y * map_width + x;
+        }
     }
-    __syncthreads();
-  }
+
+    // Load `count` channels of the rectangle from `map`; all threads of the block take part.
+    template <typename T>
+    __device__ __forceinline__ void fill(const T* __restrict__ map, int pixels, int count) {
+        __syncthreads();
+        const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+        for (int i = thread; i < size; i += blockDim.x * blockDim.y) {
+            const int at = index[i];
+            for (int c = 0; c < count; ++c)
+                values[c * size + i] = at < 0 ? A(0) : A(load(map + Offset(c) * pixels + at));
+        }
+        __syncthreads();
+    }
 };
 
 // sum[r][o] += sum_c own[c][r] * map[c][o] for the windows of ROWS rows, S positions apart, whose
@@ -96,233 +96,240 @@ __device__ __forceinline__ void correlate(Tile<A>& tile, const T* __restrict__ m
                                           int corner, const T* __restrict__ own, int own_pixels,
                                           const int (&at)[ROWS], int channels,
                                           A (&sum)[ROWS][K * K]) {
-  for (int c0 = 0; c0 < channels; c0 += tile.chunk) {
-    const int count = min(tile.chunk, channels - c0);
-    tile.fill(map + Offset(c0) * pixels, pixels, count);
-    for (int c = 0; c < count; ++c) {
-      A mine[ROWS];
+    for (int c0 = 0; c0 < channels; c0 += tile.chunk) {
+        const int count = min(tile.chunk, channels - c0);
+        tile.fill(map + Offset(c0) * pixels, pixels, count);
+        for (int c = 0; c < count; ++c) {
+            A mine[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) mine[r] = load(own + Offset(c0 + c) * own_pixels + at[r]);
-      const A* window = tile.values + c * tile.size + corner;
+            for (int r = 0; r < ROWS; ++r)
+                mine[r] = load(own + Offset(c0 + c) * own_pixels + at[r]);
+            const A* window = tile.values + c * tile.size + corner;
 #pragma unroll
-      for (int y = 0; y < (ROWS - 1) * S + K; ++y) {
+            for (int y = 0; y < (ROWS - 1) * S + K; ++y) {
 #pragma unroll
-        for (int x = 0; x < K; ++x) {
-          const A other = window[y * tile.width + x];
+                for (int x = 0; x < K; ++x) {
+                    const A other = window[y * tile.width + x];
 #pragma unroll
-          for (int r = 0; r < ROWS; ++r)
-            if (y >= r * S && y < r * S + K) sum[r][(y - r * S) * K + x] += mine[r] * other;
+                    for (int r = 0; r < ROWS; ++r)
+                        if (y >= r * S && y < r * S + K)
+                            sum[r][(y - r * S) * K + x] += mine[r] * other;
+                }
+            }
         }
-      }
     }
-  }
 }
 
 // out[c][r] = factor[r] * sum_o weight[r][o] * map[c][o], stored where valid[r].
 template <int K, int S, int ROWS, typename T, typename A>
 __device__ __forceinline__ void combine(Tile<A>& tile, const T* __restrict__ map, int pixels,
                                         int corner, const A (&weight)[ROWS][K * K],
-                                        const A (&factor)[ROWS], int channels,
-                                        T* __restrict__ out, int out_pixels,
-                                        const int (&at)[ROWS], const bool (&valid)[ROWS]) {
-  for (int c0 = 0; c0 < channels; c0 += tile.chunk) {
-    const int count = min(tile.chunk, channels - c0);
-    tile.fill(map + Offset(c0) * pixels, pixels, count);
-    for (int c = 0; c < count; ++c) {
-      A sum[ROWS] = {};
-      const A* window = tile.values + c * tile.size + corner;
+                                        const A (&factor)[ROWS], int channels, T* __restrict__ out,
+                                        int out_pixels, const int (&at)[ROWS],
+                                        const bool (&valid)[ROWS]) {
+    for (int c0 = 0; c0 < channels; c0 += tile.chunk) {
+        const int count = min(tile.chunk, channels - c0);
+        tile.fill(map + Offset(c0) * pixels, pixels, count);
+        for (int c = 0; c < count; ++c) {
+            A sum[ROWS] = {};
+            const A* window = tile.values + c * tile.size + corner;
 #pragma unroll
-      for (int y = 0; y < (ROWS - 1) * S + K; ++y) {
+            for (int y = 0; y < (ROWS - 1) * S + K; ++y) {
 #pragma unroll
-        for (int x = 0; x < K; ++x) {
-          const A other = window[y * tile.width + x];
+                for (int x = 0; x < K; ++x) {
+                    const A other = window[y * tile.width + x];
 #pragma unroll
-          for (int r = 0; r < ROWS; ++r)
-            if (y >= r * S && y < r * S + K) sum[r] += weight[r][(y - r * S) * K + x] * other;
+                    for (int r = 0; r < ROWS; ++r)
+                        if (y >= r * S && y < r * S + K)
+                            sum[r] += weight[r][(y - r * S) * K + x] * other;
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+                if (valid[r]) store(out + Offset(c0 + c) * out_pixels + at[r], factor[r] * sum[r]);
         }
-      }
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r)
-        if (valid[r]) store(out + Offset(c0 + c) * out_pixels + at[r], factor[r] * sum[r]);
     }
-  }
 }
 
 __device__ __forceinline__ bool is_inside(int y, int x, int height, int width) {
-  return y >= 0 && y < height && x >= 0 && x < width;
+    return y >= 0 && y < height && x >= 0 && x < width;
 }
 
 // Grid: tiles_x * tiles_y * ceil(planes / blockDim.z) blocks of (columns, rows / ROWS, planes).
 template <typename T, int K, int S, int ROWS>
-__global__ void __launch_bounds__(128) attention_forward(
-    const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
-    T* __restrict__ out, typename Accumulator<T>::type* __restrict__ lse, int planes,
-    int channels, int height, int width, int out_h, int out_w, int tiles_y, int tiles_x, int chunk,
-    int reflect, typename Accumulator<T>::type scale) {
-  using A = typename Accumulator<T>::type;
-  Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y * ROWS - 1) * S + K,
-               (blockDim.x - 1) * S + K, chunk);
-  const int y0 = tile.tile_y * blockDim.y * ROWS, x0 = tile.tile_x * blockDim.x;
-  tile.locate(y0 * S - K / 2, x0 * S - K / 2, height, width, reflect);
+__global__ void __launch_bounds__(128)
+    attention_forward(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
+                      T* __restrict__ out, typename Accumulator<T>::type* __restrict__ lse,
+                      int planes, int channels, int height, int width, int out_h, int out_w,
+                      int tiles_y, int tiles_x, int chunk, int reflect,
+                      typename Accumulator<T>::type scale) {
+    using A = typename Accumulator<T>::type;
+    Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y * ROWS - 1) * S + K,
+                 (blockDim.x - 1) * S + K, chunk);
+    const int y0 = tile.tile_y * blockDim.y * ROWS, x0 = tile.tile_x * blockDim.x;
+    tile.locate(y0 * S - K / 2, x0 * S - K / 2, height, width, reflect);
 
-  // Threads past the map's edge repeat its last row or column and store nothing.
-  const int pixels = height * width, out_pixels = out_h * out_w;
-  const int x = min(x0 + int(threadIdx.x), out_w - 1);
-  int ys[ROWS], at[ROWS];
-  bool valid[ROWS];
+    // Threads past the map's edge repeat its last row or column and store nothing.
+    const int pixels = height * width, out_pixels = out_h * out_w;
+    const int x = min(x0 + int(threadIdx.x), out_w - 1);
+    int ys[ROWS], at[ROWS];
+    bool valid[ROWS];
 #pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    const int y = y0 + threadIdx.y * ROWS + r;
-    ys[r] = min(y, out_h - 1);
-    at[r] = ys[r] * out_w + x;
-    valid[r] = tile.active && y < out_h && x0 + int(threadIdx.x) < out_w;
-  }
-  const Offset plane = tile.plane;
-  const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
-  const int corner = threadIdx.y * ROWS * S * tile.width + threadIdx.x * S;
+    for (int r = 0; r < ROWS; ++r) {
+        const int y = y0 + threadIdx.y * ROWS + r;
+        ys[r] = min(y, out_h - 1);
+        at[r] = ys[r] * out_w + x;
+        valid[r] = tile.active && y < out_h && x0 + int(threadIdx.x) < out_w;
+    }
+    const Offset plane = tile.plane;
+    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
+    const int corner = threadIdx.y * ROWS * S * tile.width + threadIdx.x * S;
 
-  A weight[ROWS][K * K] = {};
-  correlate<K, S, ROWS>(tile, k + inputs, pixels, corner, q + outputs, out_pixels, at, channels,
-                        weight);
-  A factor[ROWS];
+    A weight[ROWS][K * K] = {};
+    correlate<K, S, ROWS>(tile, k + inputs, pixels, corner, q + outputs, out_pixels, at, channels,
+                          weight);
+    A factor[ROWS];
 #pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    A top = -infinity(), total = 0;
+    for (int r = 0; r < ROWS; ++r) {
+        A top = -infinity(), total = 0;
 #pragma unroll
-    for (int o = 0; o < K * K; ++o) {
-      const int key_y = ys[r] * S + o / K - K / 2, key_x = x * S + o % K - K / 2;
-      const bool seen = reflect || is_inside(key_y, key_x, height, width);
-      weight[r][o] = seen ? weight[r][o] * scale : A(-infinity());
-      top = max(top, weight[r][o]);
+        for (int o = 0; o < K * K; ++o) {
+            const int key_y = ys[r] * S + o / K - K / 2, key_x = x * S + o % K - K / 2;
+            const bool seen = reflect || is_inside(key_y, key_x, height, width);
+            weight[r][o] = seen ? weight[r][o] * scale : A(-infinity());
+            top = max(top, weight[r][o]);
+        }
+#pragma unroll
+        for (int o = 0; o < K * K; ++o) {
+            weight[r][o] = exp(weight[r][o] - top);
+            total += weight[r][o];
+        }
+        factor[r] = A(1) / total;
+        if (valid[r]) lse[plane * out_pixels + at[r]] = top + log(total);
     }
-#pragma unroll
-    for (int o = 0; o < K * K; ++o) {
-      weight[r][o] = exp(weight[r][o] - top);
-      total += weight[r][o];
-    }
-    factor[r] = A(1) / total;
-    if (valid[r]) lse[plane * out_pixels + at[r]] = top + log(total);
-  }
-  combine<K, S, ROWS>(tile, v + inputs, pixels, corner, weight, factor, channels, out + outputs,
-                      out_pixels, at, valid);
+    combine<K, S, ROWS>(tile, v + inputs, pixels, corner, weight, factor, channels, out + outputs,
+                        out_pixels, at, valid);
 }
 
 // dq and delta, one thread a query. Same grid as the forward kernel with ROWS = 1.
 template <typename T, int K, int S>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3) attention_grad_query(
-    const T* __restrict__ grad, const T* __restrict__ q, const T* __restrict__ k,
-    const T* __restrict__ v, const T* __restrict__ out,
-    const typename Accumulator<T>::type* __restrict__ lse, T* __restrict__ dq,
-    typename Accumulator<T>::type* __restrict__ delta, int planes, int channels, int height,
-    int width, int out_h, int out_w, int tiles_y, int tiles_x, int chunk, int reflect,
-    typename Accumulator<T>::type scale) {
-  using A = typename Accumulator<T>::type;
-  Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y - 1) * S + K, (blockDim.x - 1) * S + K,
-               chunk);
-  const int y0 = tile.tile_y * blockDim.y, x0 = tile.tile_x * blockDim.x;
-  tile.locate(y0 * S - K / 2, x0 * S - K / 2, height, width, reflect);
+__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
+    attention_grad_query(const T* __restrict__ grad, const T* __restrict__ q,
+                         const T* __restrict__ k, const T* __restrict__ v,
+                         const T* __restrict__ out,
+                         const typename Accumulator<T>::type* __restrict__ lse, T* __restrict__ dq,
+                         typename Accumulator<T>::type* __restrict__ delta, int planes,
+                         int channels, int height, int width, int out_h, int out_w, int tiles_y,
+                         int tiles_x, int chunk, int reflect, typename Accumulator<T>::type scale) {
+    using A = typename Accumulator<T>::type;
+    Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y - 1) * S + K, (blockDim.x - 1) * S + K,
+                 chunk);
+    const int y0 = tile.tile_y * blockDim.y, x0 = tile.tile_x * blockDim.x;
+    tile.locate(y0 * S - K / 2, x0 * S - K / 2, height, width, reflect);
 
-  const int pixels = height * width, out_pixels = out_h * out_w;
-  const int y = min(y0 + int(threadIdx.y), out_h - 1), x = min(x0 + int(threadIdx.x), out_w - 1);
-  const int at[1] = {y * out_w + x};
-  const bool valid[1] = {tile.active && y0 + int(threadIdx.y) < out_h &&
-                         x0 + int(threadIdx.x) < out_w};
-  const Offset plane = tile.plane;
-  const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
-  const Offset query = plane * out_pixels + at[0];
-  const int corner = threadIdx.y * S * tile.width + threadIdx.x * S;
+    const int pixels = height * width, out_pixels = out_h * out_w;
+    const int y = min(y0 + int(threadIdx.y), out_h - 1), x = min(x0 + int(threadIdx.x), out_w - 1);
+    const int at[1] = {y * out_w + x};
+    const bool valid[1] = {tile.active && y0 + int(threadIdx.y) < out_h &&
+                           x0 + int(threadIdx.x) < out_w};
+    const Offset plane = tile.plane;
+    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
+    const Offset query = plane * out_pixels + at[0];
+    const int corner = threadIdx.y * S * tile.width + threadIdx.x * S;
 
-  A mean = 0;
-  for (int c = 0; c < channels; ++c) {
-    const Offset element = outputs + Offset(c) * out_pixels + at[0];
-    mean += A(load(grad + element)) * A(load(out + element));
-  }
-  if (valid[0]) delta[query] = mean;
+    A mean = 0;
+    for (int c = 0; c < channels; ++c) {
+        const Offset element = outputs + Offset(c) * out_pixels + at[0];
+        mean += A(load(grad + element)) * A(load(out + element));
+    }
+    if (valid[0]) delta[query] = mean;
 
-  A weight[1][K * K] = {}, slope[1][K * K] = {};
-  correlate<K, S, 1>(tile, k + inputs, pixels, corner, q + outputs, out_pixels, at, channels,
-                     weight);
-  const A log_sum = lse[query];
+    A weight[1][K * K] = {}, slope[1][K * K] = {};
+    correlate<K, S, 1>(tile, k + inputs, pixels, corner, q + outputs, out_pixels, at, channels,
+                       weight);
+    const A log_sum = lse[query];
 #pragma unroll
-  for (int o = 0; o < K * K; ++o) {
-    const int key_y = y * S + o / K - K / 2, key_x = x * S + o % K - K / 2;
-    const bool seen = reflect || is_inside(key_y, key_x, height, width);
-    weight[0][o] = seen ? exp(weight[0][o] * scale - log_sum) : A(0);
-  }
-  correlate<K, S, 1>(tile, v + inputs, pixels, corner, grad + outputs, out_pixels, at, channels,
-                     slope);
+    for (int o = 0; o < K * K; ++o) {
+        const int key_y = y * S + o / K - K / 2, key_x = x * S + o % K - K / 2;
+        const bool seen = reflect || is_inside(key_y, key_x, height, width);
+        weight[0][o] = seen ? exp(weight[0][o] * scale - log_sum) : A(0);
+    }
+    correlate<K, S, 1>(tile, v + inputs, pixels, corner, grad + outputs, out_pixels, at, channels,
+                       slope);
 #pragma unroll
-  for (int o = 0; o < K * K; ++o) weight[0][o] *= slope[0][o] - mean;
-  const A factor[1] = {scale};
-  combine<K, S, 1>(tile, k + inputs, pixels, corner, weight, factor, channels, dq + outputs,
-                   out_pixels, at, valid);
+    for (int o = 0; o < K * K; ++o) weight[0][o] *= slope[0][o] - mean;
+    const A factor[1] = {scale};
+    combine<K, S, 1>(tile, k + inputs, pixels, corner, weight, factor, channels, dq + outputs,
+                     out_pixels, at, valid);
 }
 
 // First query, on the query grid, whose window can hold key r: ceil((r - K / 2) / S).
 template <int K, int S>
 __device__ __forceinline__ int first_query(int r) {
-  return (r - K / 2 + S - 1 + S * K) / S - K;
+    return (r - K / 2 + S - 1 + S * K) / S - K;
 }
 
 // dk and dv, one thread a key, gathered over the J x J queries whose window can hold the key:
 // a reflected window position is never farther from the query than its mirror image.
 // Grid: tiles over the keys.
 template <typename T, int K, int S>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3) attention_grad_key(
-    const T* __restrict__ grad, const T* __restrict__ q, const T* __restrict__ k,
-    const T* __restrict__ v, const typename Accumulator<T>::type* __restrict__ lse,
-    const typename Accumulator<T>::type* __restrict__ delta, T* __restrict__ dk,
-    T* __restrict__ dv, int planes, int channels, int height, int width, int out_h, int out_w,
-    int tiles_y, int tiles_x, int chunk, int reflect, typename Accumulator<T>::type scale) {
-  using A = typename Accumulator<T>::type;
-  constexpr int J = (K + S - 1) / S;
-  Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y + S - 2) / S + J,
-               (blockDim.x + S - 2) / S + J, chunk);
-  const int y0 = tile.tile_y * blockDim.y, x0 = tile.tile_x * blockDim.x;
-  tile.locate(first_query<K, S>(y0), first_query<K, S>(x0), out_h, out_w, 0);
+__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
+    attention_grad_key(const T* __restrict__ grad, const T* __restrict__ q, const T* __restrict__ k,
+                       const T* __restrict__ v,
+                       const typename Accumulator<T>::type* __restrict__ lse,
+                       const typename Accumulator<T>::type* __restrict__ delta, T* __restrict__ dk,
+                       T* __restrict__ dv, int planes, int channels, int height, int width,
+                       int out_h, int out_w, int tiles_y, int tiles_x, int chunk, int reflect,
+                       typename Accumulator<T>::type scale) {
+    using A = typename Accumulator<T>::type;
+    constexpr int J = (K + S - 1) / S;
+    Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y + S - 2) / S + J,
+                 (blockDim.x + S - 2) / S + J, chunk);
+    const int y0 = tile.tile_y * blockDim.y, x0 = tile.tile_x * blockDim.x;
+    tile.locate(first_query<K, S>(y0), first_query<K, S>(x0), out_h, out_w, 0);
 
-  const int pixels = height * width, out_pixels = out_h * out_w;
-  const int y = min(y0 + int(threadIdx.y), height - 1), x = min(x0 + int(threadIdx.x), width - 1);
-  const int at[1] = {y * width + x};
-  const bool valid[1] = {tile.active && y0 + int(threadIdx.y) < height &&
-                         x0 + int(threadIdx.x) < width};
-  const Offset plane = tile.plane;
-  const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
-  const int query_y = first_query<K, S>(y), query_x = first_query<K, S>(x);
-  const int corner = (query_y - first_query<K, S>(y0)) * tile.width + query_x -
-                     first_query<K, S>(x0);
+    const int pixels = height * width, out_pixels = out_h * out_w;
+    const int y = min(y0 + int(threadIdx.y), height - 1), x = min(x0 + int(threadIdx.x), width - 1);
+    const int at[1] = {y * width + x};
+    const bool valid[1] = {tile.active && y0 + int(threadIdx.y) < height &&
+                           x0 + int(threadIdx.x) < width};
+    const Offset plane = tile.plane;
+    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
+    const int query_y = first_query<K, S>(y), query_x = first_query<K, S>(x);
+    const int corner =
+        (query_y - first_query<K, S>(y0)) * tile.width + query_x - first_query<K, S>(x0);
 
-  A weight[1][J * J] = {}, slope[1][J * J] = {};
-  correlate<J, 1, 1>(tile, q + outputs, out_pixels, corner, k + inputs, pixels, at, channels,
-                     weight);
+    A weight[1][J * J] = {}, slope[1][J * J] = {};
+    correlate<J, 1, 1>(tile, q + outputs, out_pixels, corner, k + inputs, pixels, at, channels,
+                       weight);
 #pragma unroll
-  for (int i = 0; i < J; ++i) {
-    const int p_y = query_y + i;
-    const bool row = p_y >= 0 && p_y < out_h;
-    const int count_y = row ? visits(p_y * S, y, height, K / 2, 1, reflect) : 0;
+    for (int i = 0; i < J; ++i) {
+        const int p_y = query_y + i;
+        const bool row = p_y >= 0 && p_y < out_h;
+        const int count_y = row ? visits(p_y * S, y, height, K / 2, 1, reflect) : 0;
 #pragma unroll
-    for (int j = 0; j < J; ++j) {
-      const int p_x = query_x + j;
-      const bool inside = row && p_x >= 0 && p_x < out_w;
-      const int count = inside ? count_y * visits(p_x * S, x, width, K / 2, 1, reflect) : 0;
-      const A log_sum = inside ? lse[plane * out_pixels + p_y * out_w + p_x] : A(0);
-      const A once = exp(weight[0][i * J + j] * scale - log_sum);
-      weight[0][i * J + j] = count == 0 ? A(0) : A(count) * once;
+        for (int j = 0; j < J; ++j) {
+            const int p_x = query_x + j;
+            const bool inside = row && p_x >= 0 && p_x < out_w;
+            const int count = inside ? count_y * visits(p_x * S, x, width, K / 2, 1, reflect) : 0;
+            const A log_sum = inside ? lse[plane * out_pixels + p_y * out_w + p_x] : A(0);
+            const A once = exp(weight[0][i * J + j] * scale - log_sum);
+            weight[0][i * J + j] = count == 0 ? A(0) : A(count) * once;
+        }
     }
-  }
-  const A one[1] = {A(1)}, factor[1] = {scale};
-  combine<J, 1, 1>(tile, grad + outputs, out_pixels, corner, weight, one, channels, dv + inputs,
-                   pixels, at, valid);
-  correlate<J, 1, 1>(tile, grad + outputs, out_pixels, corner, v + inputs, pixels, at, channels,
-                     slope);
+    const A one[1] = {A(1)}, factor[1] = {scale};
+    combine<J, 1, 1>(tile, grad + outputs, out_pixels, corner, weight, one, channels, dv + inputs,
+                     pixels, at, valid);
+    correlate<J, 1, 1>(tile, grad + outputs, out_pixels, corner, v + inputs, pixels, at, channels,
+                       slope);
 #pragma unroll
-  for (int j = 0; j < J * J; ++j) {
-    const int p_y = query_y + j / J, p_x = query_x + j % J;
-    if (is_inside(p_y, p_x, out_h, out_w))
-      weight[0][j] *= slope[0][j] - delta[plane * out_pixels + p_y * out_w + p_x];
-  }
-  combine<J, 1, 1>(tile, q + outputs, out_pixels, corner, weight, factor, channels, dk + inputs,
-                   pixels, at, valid);
+    for (int j = 0; j < J * J; ++j) {
+        const int p_y = query_y + j / J, p_x = query_x + j % J;
+        if (is_inside(p_y, p_x, out_h, out_w))
+            weight[0][j] *= slope[0][j] - delta[plane * out_pixels + p_y * out_w + p_x];
+    }
+    combine<J, 1, 1>(tile, q + outputs, out_pixels, corner, weight, factor, channels, dk + inputs,
+                     pixels, at, valid);
 }
 
 // ---- Every other size: one thread a query or a key, CHANNELS channels of the result at a time.
@@ -333,143 +340,151 @@ constexpr int CHANNELS = 16;
 template <typename A, typename T>
 __device__ __forceinline__ A dot(const T* __restrict__ a, int a_pixels, const T* __restrict__ b,
                                  int b_pixels, int channels) {
-  A sum = 0;
-  for (int c = 0; c < channels; ++c)
-    sum += A(load(a + Offset(c) * a_pixels)) * A(load(b + Offset(c) * b_pixels));
-  return sum;
+    A sum = 0;
+    for (int c = 0; c < channels; ++c)
+        sum += A(load(a + Offset(c) * a_pixels)) * A(load(b + Offset(c) * b_pixels));
+    return sum;
 }
 
 // sum[c] = keep * sum[c] + weight * map[c] for the channels from c0 on.
 template <typename A, typename T>
-__device__ __forceinline__ void add(A (&sum)[CHANNELS], A keep, A weight,
-                                    const T* __restrict__ map, int pixels, int c0, int channels) {
+__device__ __forceinline__ void add(A (&sum)[CHANNELS], A keep, A weight, const T* __restrict__ map,
+                                    int pixels, int c0, int channels) {
 #pragma unroll
-  for (int c = 0; c < CHANNELS; ++c)
-    if (c0 + c < channels)
-      sum[c] = keep * sum[c] + weight * A(load(map + Offset(c0 + c) * pixels));
+    for (int c = 0; c < CHANNELS; ++c)
+        if (c0 + c < channels)
+            sum[c] = keep * sum[c] + weight * A(load(map + Offset(c0 + c) * pixels));
 }
 
 template <typename A, typename T>
 __device__ __forceinline__ void store_all(T* __restrict__ out, const A (&sum)[CHANNELS], A factor,
                                           int pixels, int c0, int channels) {
 #pragma unroll
-  for (int c = 0; c < CHANNELS; ++c)
-    if (c0 + c < channels) store(out + Offset(c0 + c) * pixels, factor * sum[c]);
+    for (int c = 0; c < CHANNELS; ++c)
+        if (c0 + c < channels) store(out + Offset(c0 + c) * pixels, factor * sum[c]);
 }
 
 // Grid of the three: blocks_per_plane * planes blocks over the queries or keys of a plane.
 template <typename T>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3) attention_forward_any(
-    const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
-    T* __restrict__ out, typename Accumulator<T>::type* __restrict__ lse, int channels, int height,
-    int width, int out_h, int out_w, int kernel_size, int stride, int dilation, int reflect,
-    int blocks_per_plane, typename Accumulator<T>::type scale) {
-  using A = typename Accumulator<T>::type;
-  const int pixels = height * width, out_pixels = out_h * out_w;
-  const Offset plane = blockIdx.x / blocks_per_plane;
-  const int p = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
-  if (p >= out_pixels) return;
-  const int top_y = p / out_w * stride - kernel_size / 2 * dilation;
-  const int left_x = p % out_w * stride - kernel_size / 2 * dilation;
-  const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels + p;
+__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3)
+    attention_forward_any(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
+                          T* __restrict__ out, typename Accumulator<T>::type* __restrict__ lse,
+                          int channels, int height, int width, int out_h, int out_w,
+                          int kernel_size, int stride, int dilation, int reflect,
+                          int blocks_per_plane, typename Accumulator<T>::type scale) {
+    using A = typename Accumulator<T>::type;
+    const int pixels = height * width, out_pixels = out_h * out_w;
+    const Offset plane = blockIdx.x / blocks_per_plane;
+    const int p = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
+    if (p >= out_pixels) return;
+    const int top_y = p / out_w * stride - kernel_size / 2 * dilation;
+    const int left_x = p % out_w * stride - kernel_size / 2 * dilation;
+    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels + p;
 
-  for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
-    A sum[CHANNELS] = {}, top = -infinity(), total = 0;
-    for (int o = 0; o < kernel_size * kernel_size; ++o) {
-      const int y = source_index(top_y + o / kernel_size * dilation, height, reflect);
-      const int x = source_index(left_x + o % kernel_size * dilation, width, reflect);
-      if (y < 0 || x < 0) continue;
-      const Offset key = inputs + y * width + x;
-      const A logit = scale * dot<A>(q + outputs, out_pixels, k + key, pixels, channels);
-      const A higher = max(top, logit), keep = exp(top - higher), weight = exp(logit - higher);
-      top = higher;
-      total = keep * total + weight;
-      add(sum, keep, weight, v + key, pixels, c0, channels);
+    for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
+        A sum[CHANNELS] = {}, top = -infinity(), total = 0;
+        for (int o = 0; o < kernel_size * kernel_size; ++o) {
+            const int y = source_index(top_y + o / kernel_size * dilation, height, reflect);
+            const int x = source_index(left_x + o % kernel_size * dilation, width, reflect);
+            if (y < 0 || x < 0) continue;
+            const Offset key = inputs + y * width + x;
+            const A logit = scale * dot<A>(q + outputs, out_pixels, k + key, pixels, channels);
+            const A higher = max(top, logit), keep = exp(top - higher),
+                    weight = exp(logit - higher);
+            top = higher;
+            total = keep * total + weight;
+            add(sum, keep, weight, v + key, pixels, c0, channels);
+        }
+        store_all(out + outputs, sum, A(1) / total, out_pixels, c0, channels);
+        if (c0 == 0) lse[plane * out_pixels + p] = top + log(total);
     }
-    store_all(out + outputs, sum, A(1) / total, out_pixels, c0, channels);
-    if (c0 == 0) lse[plane * out_pixels + p] = top + log(total);
-  }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3) attention_grad_query_any(
-    const T* __restrict__ grad, const T* __restrict__ q, const T* __restrict__ k,
-    const T* __restrict__ v, const T* __restrict__ out,
-    const typename Accumulator<T>::type* __restrict__ lse, T* __restrict__ dq,
-    typename Accumulator<T>::type* __restrict__ delta, int channels, int height, int width,
-    int out_h, int out_w, int kernel_size, int stride, int dilation, int reflect,
-    int blocks_per_plane, typename Accumulator<T>::type scale) {
-  using A = typename Accumulator<T>::type;
-  const int pixels = height * width, out_pixels = out_h * out_w;
-  const Offset plane = blockIdx.x / blocks_per_plane;
-  const int p = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
-  if (p >= out_pixels) return;
-  const int top_y = p / out_w * stride - kernel_size / 2 * dilation;
-  const int left_x = p % out_w * stride - kernel_size / 2 * dilation;
-  const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels + p;
-  const A log_sum = lse[plane * out_pixels + p];
-  const A mean = dot<A>(grad + outputs, out_pixels, out + outputs, out_pixels, channels);
-  delta[plane * out_pixels + p] = mean;
+__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3)
+    attention_grad_query_any(const T* __restrict__ grad, const T* __restrict__ q,
+                             const T* __restrict__ k, const T* __restrict__ v,
+                             const T* __restrict__ out,
+                             const typename Accumulator<T>::type* __restrict__ lse,
+                             T* __restrict__ dq, typename Accumulator<T>::type* __restrict__ delta,
+                             int channels, int height, int width, int out_h, int out_w,
+                             int kernel_size, int stride, int dilation, int reflect,
+                             int blocks_per_plane, typename Accumulator<T>::type scale) {
+    using A = typename Accumulator<T>::type;
+    const int pixels = height * width, out_pixels = out_h * out_w;
+    const Offset plane = blockIdx.x / blocks_per_plane;
+    const int p = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
+    if (p >= out_pixels) return;
+    const int top_y = p / out_w * stride - kernel_size / 2 * dilation;
+    const int left_x = p % out_w * stride - kernel_size / 2 * dilation;
+    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels + p;
+    const A log_sum = lse[plane * out_pixels + p];
+    const A mean = dot<A>(grad + outputs, out_pixels, out + outputs, out_pixels, channels);
+    delta[plane * out_pixels + p] = mean;
 
-  for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
-    A sum[CHANNELS] = {};
-    for (int o = 0; o < kernel_size * kernel_size; ++o) {
-      const int y = source_index(top_y + o / kernel_size * dilation, height, reflect);
-      const int x = source_index(left_x + o % kernel_size * dilation, width, reflect);
-      if (y < 0 || x < 0) continue;
-      const Offset key = inputs + y * width + x;
-      const A logit = scale * dot<A>(q + outputs, out_pixels, k + key, pixels, channels);
-      const A slope = dot<A>(grad + outputs, out_pixels, v + key, pixels, channels) - mean;
-      add(sum, A(1), exp(logit - log_sum) * slope, k + key, pixels, c0, channels);
+    for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
+        A sum[CHANNELS] = {};
+        for (int o = 0; o < kernel_size * kernel_size; ++o) {
+            const int y = source_index(top_y + o / kernel_size * dilation, height, reflect);
+            const int x = source_index(left_x + o % kernel_size * dilation, width, reflect);
+            if (y < 0 || x < 0) continue;
+            const Offset key = inputs + y * width + x;
+            const A logit = scale * dot<A>(q + outputs, out_pixels, k + key, pixels, channels);
+            const A slope = dot<A>(grad + outputs, out_pixels, v + key, pixels, channels) - mean;
+            add(sum, A(1), exp(logit - log_sum) * slope, k + key, pixels, c0, channels);
+        }
+        store_all(dq + outputs, sum, scale, out_pixels, c0, channels);
     }
-    store_all(dq + outputs, sum, scale, out_pixels, c0, channels);
-  }
 }
 
 // First index of the queries within `reach` of key r, and one past the last.
 __device__ __forceinline__ int first_within(int r, int reach, int stride) {
-  return r <= reach ? 0 : (r - reach + stride - 1) / stride;
+    return r <= reach ? 0 : (r - reach + stride - 1) / stride;
 }
 __device__ __forceinline__ int end_within(int r, int reach, int stride, int out_size) {
-  return min(out_size, (r + reach) / stride + 1);
+    return min(out_size, (r + reach) / stride + 1);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3) attention_grad_key_any(
-    const T* __restrict__ grad, const T* __restrict__ q, const T* __restrict__ k,
-    const T* __restrict__ v, const typename Accumulator<T>::type* __restrict__ lse,
-    const typename Accumulator<T>::type* __restrict__ delta, T* __restrict__ dk,
-    T* __restrict__ dv, int channels, int height, int width, int out_h, int out_w, int kernel_size,
-    int stride, int dilation, int reflect, int blocks_per_plane,
-    typename Accumulator<T>::type scale) {
-  using A = typename Accumulator<T>::type;
-  const int pixels = height * width, out_pixels = out_h * out_w;
-  const Offset plane = blockIdx.x / blocks_per_plane;
-  const int r = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
-  if (r >= pixels) return;
-  const int y = r / width, x = r % width, radius = kernel_size / 2, reach = radius * dilation;
-  const Offset key = plane * channels * pixels + r, outputs = plane * channels * out_pixels;
-  const int end_y = end_within(y, reach, stride, out_h);
-  const int end_x = end_within(x, reach, stride, out_w);
+__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3)
+    attention_grad_key_any(const T* __restrict__ grad, const T* __restrict__ q,
+                           const T* __restrict__ k, const T* __restrict__ v,
+                           const typename Accumulator<T>::type* __restrict__ lse,
+                           const typename Accumulator<T>::type* __restrict__ delta,
+                           T* __restrict__ dk, T* __restrict__ dv, int channels, int height,
+                           int width, int out_h, int out_w, int kernel_size, int stride,
+                           int dilation, int reflect, int blocks_per_plane,
+                           typename Accumulator<T>::type scale) {
+    using A = typename Accumulator<T>::type;
+    const int pixels = height * width, out_pixels = out_h * out_w;
+    const Offset plane = blockIdx.x / blocks_per_plane;
+    const int r = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
+    if (r >= pixels) return;
+    const int y = r / width, x = r % width, radius = kernel_size / 2, reach = radius * dilation;
+    const Offset key = plane * channels * pixels + r, outputs = plane * channels * out_pixels;
+    const int end_y = end_within(y, reach, stride, out_h);
+    const int end_x = end_within(x, reach, stride, out_w);
 
-  for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
-    A sum_k[CHANNELS] = {}, sum_v[CHANNELS] = {};
-    for (int p_y = first_within(y, reach, stride); p_y < end_y; ++p_y) {
-      const int count_y = visits(p_y * stride, y, height, radius, dilation, reflect);
-      if (count_y == 0) continue;
-      for (int p_x = first_within(x, reach, stride); p_x < end_x; ++p_x) {
-        const int count = count_y * visits(p_x * stride, x, width, radius, dilation, reflect);
-        if (count == 0) continue;
-        const int p = p_y * out_w + p_x;
-        const Offset query = outputs + p, row = plane * out_pixels + p;
-        const A logit = scale * dot<A>(q + query, out_pixels, k + key, pixels, channels);
-        const A weight = A(count) * exp(logit - lse[row]);
-        const A slope = dot<A>(grad + query, out_pixels, v + key, pixels, channels) - delta[row];
-        add(sum_k, A(1), weight * slope, q + query, out_pixels, c0, channels);
-        add(sum_v, A(1), weight, grad + query, out_pixels, c0, channels);
-      }
+    for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
+        A sum_k[CHANNELS] = {}, sum_v[CHANNELS] = {};
+        for (int p_y = first_within(y, reach, stride); p_y < end_y; ++p_y) {
+            const int count_y = visits(p_y * stride, y, height, radius, dilation, reflect);
+            if (count_y == 0) continue;
+            for (int p_x = first_within(x, reach, stride); p_x < end_x; ++p_x) {
+                const int count =
+                    count_y * visits(p_x * stride, x, width, radius, dilation, reflect);
+                if (count == 0) continue;
+                const int p = p_y * out_w + p_x;
+                const Offset query = outputs + p, row = plane * out_pixels + p;
+                const A logit = scale * dot<A>(q + query, out_pixels, k + key, pixels, channels);
+                const A weight = A(count) * exp(logit - lse[row]);
+                const A slope =
+                    dot<A>(grad + query, out_pixels, v + key, pixels, channels) - delta[row];
+                add(sum_k, A(1), weight * slope, q + query, out_pixels, c0, channels);
+                add(sum_v, A(1), weight, grad + query, out_pixels, c0, channels);
+            }
+        }
+        store_all(dk + key, sum_k, scale, pixels, c0, channels);
+        store_all(dv + key, sum_v, A(1), pixels, c0, channels);
     }
-    store_all(dk + key, sum_k, scale, pixels, c0, channels);
-    store_all(dv + key, sum_v, A(1), pixels, c0, channels);
-  }
 }

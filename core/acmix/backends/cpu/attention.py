@@ -1,0 +1,110 @@
+"""CPU kernels of sliding window attention."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from acmix import ops
+from acmix.backends.cpu import library
+from acmix.geometry import can_reflect, output_size, usable_window
+from acmix.layout import computable, empty_map
+from acmix.ops.attention import empty_lse, sliding_window_attention
+from acmix.ops.registration import kernel
+
+__all__ = ["attend", "attend_backward", "sliding_window_attention"]
+
+
+@kernel(ops.attention, "CPU")
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
+) -> tuple[Tensor, Tensor]:
+    maps = [computable(x) for x in (q, k, v)]
+    out, lse = attend(maps, None, (kernel_size, stride, dilation), like=q)
+    return out.to(q.dtype), lse
+
+
+@kernel(ops.attention_backward, "CPU")
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``out`` is not read: the kernel has every P and dP at hand, and sums P * dP itself."""
+    maps = [computable(x) for x in (q, k, v)]
+    grads = [empty_map(x, x.shape, maps[0].dtype) for x in (q, k, v)]
+    if stride > 1:
+        grads[0].zero_()
+    window = (kernel_size, stride, dilation)
+    attend_backward(computable(grad), maps, None, lse, window, grads)
+    dq, dk, dv = (x.to(q.dtype) for x in grads)
+    return dq, dk, dv
+
+
+def attend(
+    maps: Sequence[Tensor],
+    position: Tensor | None,
+    window: tuple[int, int, int],
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Attention of maps in the kernels' own dtype, and its log-sum-exp.
+
+    Args:
+        maps: Queries, keys and values, each (B, N, D, H, W).
+        position: Taken off the keys, in their shape; ``None`` for none.
+        window: Kernel size, stride, dilation.
+        like: Maps in whose memory format the result is.
+    """
+    q, k, v = maps
+    kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
+    size = output_size(q.shape[3:], stride)
+    out, lse = empty_map(like, (*q.shape[:3], *size), q.dtype), empty_lse(q, size)
+    library.load().run(
+        "attention",
+        _settings(q, kernel_size, stride, dilation),
+        dict(q=q, k=k, v=v, position=position, out=out, lse=lse.unsqueeze(2)),
+    )
+    return out, lse
+
+
+def attend_backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    position: Tensor | None,
+    lse: Tensor,
+    window: tuple[int, int, int],
+    grads: Sequence[Tensor],
+) -> None:
+    """Write the gradients of q, k and v into ``grads``; with a stride, that of q must be zero."""
+    q, k, v = maps
+    kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
+    dq, dk, dv = grads
+    library.load().run(
+        "attention",
+        _settings(q, kernel_size, stride, dilation, backward=True),
+        dict(
+            q=q,
+            k=k,
+            v=v,
+            position=position,
+            lse=lse.unsqueeze(2),
+            grad=grad,
+            grad_q=dq[..., ::stride, ::stride],
+            grad_k=dk,
+            grad_v=dv,
+        ),
+    )
+
+
+def _settings(
+    q: Tensor, kernel_size: int, stride: int, dilation: int, *, backward: bool = False
+) -> dict[str, int]:
+    reflect = can_reflect(q.shape[3:], dilation * (kernel_size // 2))
+    return library.window(
+        q.shape, kernel_size, stride, dilation, reflect=reflect, backward=backward
+    )

@@ -1,0 +1,173 @@
+"""CPU kernels of the convolution path.
+
+Maps are channels last for the kernels, whatever the memory format of the call.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from acmix import ops
+from acmix.backends.cpu import library
+from acmix.backends.folding import fold
+from acmix.geometry import one_hot_shifts, output_size
+from acmix.layout import channels_last, computable, in_format_of, new_map
+from acmix.ops.registration import kernel
+
+# Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal
+# at N = 4, where folding saves a pass.
+_MAX_FOLDED_MAPS = 12
+
+# Scratch of one unit of work, to stay in the second level cache.
+_BAND_BYTES = 512 << 10
+_VECTOR_BYTES = 64
+
+
+def convolution_path(
+    qkv: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor | None,
+    fc_bias: Tensor | None,
+    *,
+    stride: int,
+) -> Tensor:
+    """See ``acmix.convolution_path``."""
+    taps, maps = fc_weight.shape
+    head_dim = qkv.shape[1] // maps
+    if kernels is None:
+        shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
+        kernels = shifts.expand(head_dim, *shifts.shape[-3:])
+    layer, kernels = foldable(fc_weight, kernels, fc_bias)
+    return ops.convolution(qkv.unflatten(1, (maps, head_dim)), layer, kernels, stride)
+
+
+def foldable(
+    fc_weight: Tensor, kernels: Tensor, fc_bias: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Layer and shift kernels as the operators take them: no layer where folding it is cheaper."""
+    maps = fc_weight.shape[1]
+    if fc_bias is not None:
+        # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
+        fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
+    if maps <= _MAX_FOLDED_MAPS:
+        return None, fold(kernels, fc_weight)
+    return fc_weight, kernels
+
+
+@kernel(ops.convolution, "CPU")
+def _forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+    return in_format_of(maps, convolve(channels_last(computable(maps)), layer, kernels, stride))
+
+
+@kernel(ops.convolution_backward, "CPU")
+def _backward(
+    grad: Tensor, maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Without a layer its gradient is empty."""
+    x = channels_last(computable(maps))
+    dx = new_map(x.new_empty, x.shape)
+    grads = convolve_backward(computable(grad), x, layer, kernels, stride, dx, add=False)
+    return in_format_of(maps, dx), *grads
+
+
+def convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+    """The path of channels-last maps, (B, D * N, H', W'), channels last."""
+    batch, count, depth, height, width = x.shape
+    size = output_size((height, width), stride)
+    out = x.new_empty((batch, *size, kernels.shape[0]))
+    weights = _by_output(kernels, x)
+    row = stride * weights.shape[1] * (width + kernels.shape[-1])
+    # Enough units for all threads; the result does not depend on them.
+    share = size[0] * batch * depth * x.itemsize // (2 * torch.get_num_threads() * _VECTOR_BYTES)
+    band = _even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share))
+    library.load().run(
+        "convolution",
+        _settings(x, layer, weights, stride, band),
+        dict(
+            input=x,
+            layer=_contiguous(layer, x.dtype),
+            kernels=weights,
+            out=out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2),
+        ),
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def convolve_backward(
+    grad: Tensor,
+    x: Tensor,
+    layer: Tensor | None,
+    kernels: Tensor,
+    stride: int,
+    dx: Tensor,
+    *,
+    add: bool,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of channels-last maps to ``dx``, or add it; return the weights'."""
+    depth, height, width = x.shape[2:]
+    weights = _by_output(kernels, x)
+    outs, inputs, size, _, _ = weights.shape
+    g = grad.permute(0, 2, 3, 1).contiguous().unflatten(3, (depth, outs))
+    columns = (inputs + outs) * (width + size)
+    if layer is not None:
+        columns += (inputs + layer.shape[1]) * width
+    band = _even(height, _BAND_BYTES // (columns * _VECTOR_BYTES))
+    summands = len(x) * -(-height // band)
+    dkernels = weights.new_empty((summands, *weights.shape))
+    dlayer = None if layer is None else weights.new_empty((summands, *layer.shape, depth))
+    library.load().run(
+        "convolution",
+        {**_settings(x, layer, weights, stride, band), "backward": True, "add": add},
+        dict(
+            input=x,
+            layer=_contiguous(layer, x.dtype),
+            kernels=weights,
+            grad=g.permute(0, 4, 3, 1, 2),
+            grad_input=dx,
+            grad_layer=dlayer,
+            grad_kernels=dkernels,
+        ),
+    )
+    dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
+    if layer is None or dlayer is None:
+        return kernels.new_empty(0), dkernels.to(kernels.dtype)
+    return dlayer.sum((0, 3)).to(layer.dtype), dkernels.to(kernels.dtype)
+
+
+def _settings(
+    x: Tensor, layer: Tensor | None, weights: Tensor, stride: int, band: int
+) -> dict[str, int]:
+    """The numbers of a call; ``band`` rows of the result are one unit of work."""
+    batch, maps, depth, height, width = x.shape
+    outs, inputs, size, _, _ = weights.shape
+    # One column more than there are maps is for a map of ones.
+    columns = inputs if layer is None else layer.shape[1]
+    return dict(
+        ones=columns - maps,
+        batch=batch,
+        maps=maps,
+        taps=0 if layer is None else inputs,
+        outs=outs,
+        depth=depth,
+        height=height,
+        width=width,
+        kernel=size,
+        stride=stride,
+        band=band,
+    )
+
+
+def _contiguous(layer: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if layer is None else layer.to(dtype).contiguous()
+
+
+def _by_output(kernels: Tensor, x: Tensor) -> Tensor:
+    """(D * N, maps, k, k) as (N, maps, k, k, D): neighbouring channels are vector lanes."""
+    return kernels.to(x.dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0).contiguous()
+
+
+def _even(rows: int, most: int) -> int:
+    """Size of the equal bands, of at most ``most`` rows and at least one, that ``rows`` make."""
+    bands = -(-rows // max(most, 1))
+    return -(-rows // max(bands, 1))

@@ -1,0 +1,257 @@
+"""Load the CPU library and call it: mirrors ``csrc/cpu/acmix_cpu.h``.
+
+Environment: ``ACMIX_CPU_ISA`` forces a variant (baseline, avx2, avx512), ``ACMIX_CPU_LIBRARY``
+loads this very file, ``ACMIX_CPU_KERNELS=0`` turns the library off, ``ACMIX_CACHE_DIR`` moves the
+cache of libraries built on first use.
+"""
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acmix.backends.cpu import build
+
+ISAS = ("baseline", "avx2", "avx512")
+ABI_VERSION = 2
+
+_TYPES = {torch.float32: 0, torch.float64: 1}
+_lock = threading.Lock()
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5)]
+
+
+def _struct(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
+    """A struct of fields in groups of one type each, as the header has them."""
+    fields = [(field, kind) for kind, names in groups for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_Window = _struct(
+    "Window",
+    (ctypes.c_int32, "backward type reflect threads"),
+    (ctypes.c_int64, "batch heads depth height width kernel stride dilation"),
+)
+# By operator, in the order of the header.
+STRUCTS = {
+    "attention": _struct(
+        "Attention",
+        (_Window, "window"),
+        (_Map, "q k v position out lse grad grad_q grad_k grad_v"),
+    ),
+    "aggregation": _struct(
+        "Aggregation", (_Window, "window"), (_Map, "v w out grad grad_v grad_w")
+    ),
+    "difference": _struct("Difference", (_Window, "window"), (_Map, "a b out grad grad_a grad_b")),
+    "convolution": _struct(
+        "Convolution",
+        (ctypes.c_int32, "backward type threads ones add"),
+        (ctypes.c_int64, "batch maps taps outs depth height width kernel stride band"),
+        (ctypes.c_void_p, "layer kernels"),
+        (_Map, "input out grad grad_input"),
+        (ctypes.c_void_p, "grad_layer grad_kernels"),
+    ),
+}
+
+
+def window(
+    shape: Sequence[int],
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    *,
+    reflect: bool,
+    backward: bool = False,
+) -> dict[str, int]:
+    """Settings of an operator on windows.
+
+    Args:
+        shape: Batch, heads, channels of a head, height and width of the map with the windows.
+        kernel_size: Side of the window.
+        stride: Of the queries.
+        dilation: Between neighbours of a window.
+        reflect: Whether borders reflect; else they read as zero, or are cut from the softmax.
+        backward: Whether to run the backward pass.
+    """
+    batch, heads, depth, height, width = shape
+    return dict(
+        backward=backward,
+        reflect=reflect,
+        batch=batch,
+        heads=heads,
+        depth=depth,
+        height=height,
+        width=width,
+        kernel=kernel_size,
+        stride=stride,
+        dilation=dilation,
+    )
+
+
+class Library:
+    """One loaded library.
+
+    Attributes:
+        path: The file.
+        isa: The variant in use, one of ``ISAS``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._c = ctypes.CDLL(str(path))
+        self._check_abi()
+        self._c.acmix_set_pool.argtypes = [ctypes.c_void_p]
+        self.best_isa = ISAS[self._c.acmix_best_isa()]
+        self.isa = os.environ.get("ACMIX_CPU_ISA") or self.best_isa
+        if self.isa not in self.isas:
+            raise OSError(f"ACMIX_CPU_ISA={self.isa}: this machine has {', '.join(self.isas)}")
+        self._c.acmix_set_pool(_openmp_pool())
+        # A forked child must not enter the parent's OpenMP pool, whose threads it does not have.
+        os.register_at_fork(after_in_child=lambda: self._c.acmix_set_pool(None))
+
+    @property
+    def isas(self) -> tuple[str, ...]:
+        """Variants that this machine can run, slowest first."""
+        return ISAS[: ISAS.index(self.best_isa) + 1]
+
+    def run(
+        self,
+        operator: str,
+        settings: Mapping[str, int],
+        tensors: Mapping[str, Tensor | None],
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Run an operator.
+
+        Args:
+            operator: A key of ``STRUCTS``.
+            settings: The numbers of its struct: those of ``window``, or of the struct itself.
+            tensors: Its maps, all (batch, head, channel, row, column) in any strides that the
+                header allows, and its other pointers, contiguous; ``None`` for what is absent.
+            threads: Upper bound; torch's number of threads if ``None``.
+            isa: Variant; the best of this machine if ``None``.
+
+        Raises:
+            MemoryError: No memory for the scratch.
+        """
+        (dtype,) = {tensor.dtype for tensor in tensors.values() if tensor is not None}
+        call, isa = STRUCTS[operator](), isa or self.isa
+        numbers = {**settings, "type": _TYPES[dtype], "threads": threads or torch.get_num_threads()}
+        _fill(getattr(call, "window", call), numbers)
+        _fill(call, tensors)
+        status = getattr(self._c, f"acmix_{operator}")(ctypes.byref(call), ISAS.index(isa))
+        if status == -1:
+            raise MemoryError(
+                f"no memory for the scratch of a CPU kernel ({operator}): use fewer threads, or a "
+                "smaller window or map"
+            )
+        if status:
+            raise OSError(f"{self.path} has no {isa} variant: rebuild it")
+
+    def _check_abi(self) -> None:
+        """Refuse a library whose structs are not those of this file."""
+        remedy = "delete it and run python -m acmix.backends.cpu.build"
+        # Libraries of before there was a version lack the function.
+        version = getattr(self._c, "acmix_abi_version", lambda: 1)()
+        if version != ABI_VERSION:
+            raise OSError(
+                f"{self.path} has version {version} of the interface, this acmix has "
+                f"{ABI_VERSION}: {remedy}"
+            )
+        self._c.acmix_struct_size.restype = ctypes.c_int64
+        for index, (operator, struct) in enumerate(STRUCTS.items()):
+            theirs, ours = self._c.acmix_struct_size(index), ctypes.sizeof(struct)
+            if theirs != ours:
+                raise OSError(
+                    f"{self.path}: the struct of {operator} has {theirs} bytes, in this acmix "
+                    f"{ours}: {remedy}"
+                )
+
+
+def _fill(struct: ctypes.Structure, values: Mapping[str, int | Tensor | None]) -> None:
+    """Set fields by name: a tensor gives a map or an address, ``None`` leaves the field zero."""
+    kinds = {field[0]: field[1] for field in struct._fields_}
+    for name, value in values.items():
+        # Looked up first: ctypes takes an unknown name for a new attribute.
+        kind = kinds[name]
+        if isinstance(value, Tensor):
+            setattr(struct, name, _describe(value) if kind is _Map else value.data_ptr())
+        elif value is not None:
+            setattr(struct, name, value)
+
+
+def _describe(tensor: Tensor) -> _Map:
+    return _Map(tensor.data_ptr(), (ctypes.c_int64 * 5)(*tensor.stride()))
+
+
+def load() -> Library:
+    """The library of this process, built first where need be.
+
+    Raises:
+        OSError: The file can't be loaded.
+        acmix.backends.cpu.build.BuildError: It can't be built.
+    """
+    found, problem = _load_once()
+    if found is None:
+        raise problem or OSError("the CPU library is missing")
+    return found
+
+
+def problem() -> str | None:
+    """Why there is no library, or ``None`` when there is one. Tries once per process."""
+    error = _load_once()[1]
+    return None if error is None else str(error)
+
+
+def _load_once() -> tuple[Library | None, Exception | None]:
+    with _lock:
+        return _load_cached()
+
+
+@functools.cache
+def _load_cached() -> tuple[Library | None, Exception | None]:
+    try:
+        if os.environ.get("ACMIX_CPU_KERNELS") == "0":
+            raise OSError("turned off by ACMIX_CPU_KERNELS=0")
+        return Library(_find()), None
+    except (OSError, AttributeError, build.BuildError) as error:
+        return None, error
+
+
+def _find() -> Path:
+    """The library named, the one installed, the one in the cache, or a new one in the cache."""
+    named = os.environ.get("ACMIX_CPU_LIBRARY")
+    if named:
+        return Path(named)
+    if build.INSTALLED.is_file():
+        return build.INSTALLED
+    compiler = build.find_compiler()
+    cached = build.cached_library(compiler)
+    return cached if cached.is_file() else build.build(cached, compiler)
+
+
+def _openmp_pool() -> int | None:
+    """Address of GOMP_parallel in the OpenMP library that torch loaded, where there is one."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    names = ("libgomp", "libomp", "libiomp")
+    paths = {line.split(maxsplit=5)[-1] for line in maps if "/" in line}
+    libraries = [path for path in paths if Path(path).name.startswith(names)]
+    for path in sorted(libraries, key=lambda path: "torch" not in path):
+        try:
+            entry = ctypes.CDLL(path).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(entry, ctypes.c_void_p).value
+    return None

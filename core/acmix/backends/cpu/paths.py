@@ -1,0 +1,94 @@
+"""CPU kernels of both paths on one set of projections: attention and convolution path."""
+
+from torch import Tensor
+
+from acmix import ops
+from acmix.backends.cpu.attention import attend, attend_backward
+from acmix.backends.cpu.convolution import convolve, convolve_backward, foldable
+from acmix.layout import channels_last, computable, in_format_of, maps_of, new_map
+from acmix.ops.registration import kernel
+
+
+def sliding_window_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    *,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``acmix.sliding_window_paths``."""
+    layer, kernels = foldable(fc_weight, kernels, None)
+    heads = fc_weight.shape[1] // 3
+    return ops.paths(qkv, position, layer, kernels, heads, kernel_size, stride, dilation)[:2]
+
+
+@kernel(ops.paths, "CPU")
+def _forward(
+    qkv: Tensor,
+    position: Tensor,
+    layer: Tensor | None,
+    kernels: Tensor,
+    heads: int,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    like, maps = maps_of(qkv, heads), _packed(qkv, heads)
+    attention, lse = attend(
+        maps.unflatten(1, (3, heads)).unbind(1),
+        _position_of_keys(position, maps, heads),
+        (kernel_size, stride, dilation),
+        like=maps,
+    )
+    convolution = convolve(maps, layer, kernels, stride)
+    return in_format_of(like, attention.flatten(1, 2)), in_format_of(like, convolution), lse
+
+
+@kernel(ops.paths_backward, "CPU")
+def _backward(
+    grad_attention: Tensor,
+    grad_convolution: Tensor,
+    qkv: Tensor,
+    position: Tensor,
+    layer: Tensor | None,
+    kernels: Tensor,
+    lse: Tensor,
+    heads: int,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both paths sum up in one gradient of the projections."""
+    maps = _packed(qkv, heads)
+    # Queries between the strides have no gradient.
+    dmaps = new_map(maps.new_zeros if stride > 1 else maps.new_empty, maps.shape)
+    grads = dmaps.unflatten(1, (3, heads)).unbind(1)
+    attend_backward(
+        computable(grad_attention).unflatten(1, (heads, -1)),
+        maps.unflatten(1, (3, heads)).unbind(1),
+        _position_of_keys(position, maps, heads),
+        lse,
+        (kernel_size, stride, dilation),
+        grads,
+    )
+    # One axis at a time: torch is some twenty times slower on both.
+    dkeys = grads[1].permute(0, 3, 4, 1, 2).sum(0).sum(2)
+    dposition = dkeys.permute(2, 0, 1).neg().to(position.dtype).contiguous()
+    weights = convolve_backward(
+        computable(grad_convolution), maps, layer, kernels, stride, dmaps, add=True
+    )
+    return in_format_of(maps_of(qkv, heads), dmaps.flatten(1, 2)), dposition, *weights
+
+
+def _packed(qkv: Tensor, heads: int) -> Tensor:
+    """All maps, (B, 3N, D, H, W), channels last and in the kernels' dtype."""
+    return channels_last(computable(maps_of(qkv, heads)))
+
+
+def _position_of_keys(position: Tensor, maps: Tensor, heads: int) -> Tensor:
+    """(D, H, W) in the shape of the keys."""
+    shape = (len(maps), heads, *maps.shape[2:])
+    return position.to(maps.dtype).expand(shape)

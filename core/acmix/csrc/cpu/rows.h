@@ -1,0 +1,250 @@
+// Copies of rows of pixels in and out of scratch.
+//
+// A row in scratch is channel planes of lanes, [channel][lane]; where each lane lives in a tensor
+// is a table, in which borders, memory formats, strides and interleaved heads end.
+#pragma once
+
+#include "vectors.h"
+
+namespace acmix {
+namespace {
+
+// Where each lane of a scratch row lives in a tensor, relative to a row; -1: nowhere, read as zero.
+struct Lanes {
+    int64_t* offset;
+    int64_t count, begin, end;  // lanes [begin, end) are neighbours in memory, the longest such run
+    int64_t* other;             // lanes that live somewhere else, other_count of them
+    int64_t other_count;
+    void* pieces;  // count / L of Pieces, or null
+};
+
+#if defined(__AVX512F__)
+// A vector of lanes as a permutation of at most two pieces of memory, read under masks: rows with
+// reflected ends, two interleaved heads or every second pixel then cost two loads and a shuffle.
+struct Pieces {
+    int64_t first[2];
+    int64_t index[8];  // 16 of 32 bits for float
+    uint32_t mask[2], used;
+};
+static_assert(sizeof(Pieces) <= 12 * sizeof(int64_t), "find_runs counts on it");
+
+template <typename T>
+bool find_pieces(const int64_t* offset, Pieces& p) {
+    constexpr int L = Simd<T>::kLanes;
+    auto* index = reinterpret_cast<typename Traits<T>::Int*>(p.index);
+    bool left[L];
+    p.used = 0;
+    for (int i = 0; i < L; i++) left[i] = offset[i] >= 0, p.used |= left[i] << i, index[i] = 0;
+    for (int piece = 0; piece < 2; piece++) {
+        int64_t first = -1;
+        for (int i = 0; i < L; i++) {
+            if (left[i] && (first < 0 || offset[i] < first)) first = offset[i];
+        }
+        p.first[piece] = first < 0 ? 0 : first, p.mask[piece] = 0;
+        for (int i = 0; i < L; i++) {
+            if (!left[i] || offset[i] >= first + L) continue;
+            left[i] = false, p.mask[piece] |= 1u << (offset[i] - first);
+            index[i] = static_cast<typename Traits<T>::Int>(piece * L + offset[i] - first);
+        }
+    }
+    for (int i = 0; i < L; i++) {
+        if (left[i]) return false;
+    }
+    return true;
+}
+
+INLINE void load_pieces(float* to, int64_t pitch, int64_t depth, const float* from, int64_t stride,
+                        const Pieces& p, float scale) {
+    __m512i index = _mm512_loadu_si512(p.index);
+    __mmask16 first = p.mask[0], second = p.mask[1], used = p.used;
+    __m512 factor = _mm512_set1_ps(scale);
+    for (int64_t d = 0; d < depth; d++, from += stride, to += pitch) {
+        __m512 a = _mm512_maskz_loadu_ps(first, from + p.first[0]);
+        __m512 b = _mm512_maskz_loadu_ps(second, from + p.first[1]);
+        a = _mm512_maskz_permutex2var_ps(used, a, index, b);
+        _mm512_storeu_ps(to, _mm512_mul_ps(a, factor));
+    }
+}
+INLINE void load_pieces(double* to, int64_t pitch, int64_t depth, const double* from,
+                        int64_t stride, const Pieces& p, double scale) {
+    __m512i index = _mm512_loadu_si512(p.index);
+    __mmask8 first = p.mask[0], second = p.mask[1], used = p.used;
+    __m512d factor = _mm512_set1_pd(scale);
+    for (int64_t d = 0; d < depth; d++, from += stride, to += pitch) {
+        __m512d a = _mm512_maskz_loadu_pd(first, from + p.first[0]);
+        __m512d b = _mm512_maskz_loadu_pd(second, from + p.first[1]);
+        a = _mm512_maskz_permutex2var_pd(used, a, index, b);
+        _mm512_storeu_pd(to, _mm512_mul_pd(a, factor));
+    }
+}
+#endif
+
+// Places of a table of lanes: offsets, other lanes, pieces.
+INLINE int64_t table_size(int64_t count) { return 4 * count; }
+
+// `table` has table_size(count) places, the first `count` filled with offsets.
+template <typename T>
+Lanes find_runs(int64_t* table, int64_t count) {
+    Lanes lanes{table, count, 0, 0, table + count, 0, nullptr};
+    for (int64_t i = 0; i < count;) {
+        int64_t j = i + 1;
+        if (table[i] >= 0) {
+            while (j < count && table[j] == table[j - 1] + 1) j++;
+            if (j - i > max_of(lanes.end - lanes.begin, 1)) lanes.begin = i, lanes.end = j;
+        }
+        i = j;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        bool in_run = i >= lanes.begin && i < lanes.end;
+        if (table[i] >= 0 && !in_run) lanes.other[lanes.other_count++] = i;
+    }
+#if defined(__AVX512F__)
+    constexpr int L = Simd<T>::kLanes;
+    auto* pieces = reinterpret_cast<Pieces*>(table + 2 * count);
+    bool found = count % L == 0;
+    for (int64_t i = 0; found && i < count / L; i++) {
+        found = find_pieces<T>(table + i * L, pieces[i]);
+    }
+    if (found) lanes.pieces = pieces;
+#endif
+    return lanes;
+}
+
+// to[i] = scale * from[i] for i < n: whole vectors, the last of which may overlap the one before.
+template <typename T, int N>
+INLINE void scaled_copy(T* to, const T* from, int64_t n, T scale) {
+    if constexpr (N <= 1) {
+        if (n > 0) to[0] = from[0] * scale;
+    } else {
+        typedef T U __attribute__((vector_size(N * sizeof(T)), may_alias, aligned(sizeof(T))));
+        auto move = [&](int64_t i) {
+            *reinterpret_cast<U*>(to + i) = *reinterpret_cast<const U*>(from + i) * scale;
+        };
+        if (n < N) return scaled_copy<T, N / 2>(to, from, n, scale);
+        for (int64_t i = 0; i + N <= n; i += N) move(i);
+        if (n % N != 0) move(n - N);
+    }
+}
+
+// Transposes a square of lanes: log2(L) rounds that interleave row i with row i + L / 2.
+template <typename T>
+INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
+    constexpr int L = Simd<T>::kLanes;
+#ifdef ACMIX_SHUFFLE
+#pragma GCC unroll 4
+    for (int round = L; round > 1; round /= 2) {
+        typename Simd<T>::V next[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L / 2; i++) {
+            typename Simd<T>::V a = rows[i], b = rows[i + L / 2];
+            zip(a, b, typename MakeSeq<L>::type());
+            next[2 * i] = a, next[2 * i + 1] = b;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++) rows[i] = next[i];
+    }
+#else
+    for (int i = 0; i < L; i++) {
+        for (int j = 0; j < i; j++) {
+            T swap = rows[i][j];
+            rows[i][j] = rows[j][i], rows[j][i] = swap;
+        }
+    }
+#endif
+}
+
+// dst[d * pitch + lane] = scale * src[lane offset + d * stride]
+template <typename T>
+void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride,
+              const Lanes& lanes, T scale, int64_t next_row = 0) {
+    using S = Simd<T>;
+    constexpr int L = S::kLanes;
+    int64_t d = 0;
+    if (stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0) {
+        for (; d + L <= depth; d += L) {
+            for (int64_t lane = 0; lane < lanes.count; lane += L) {
+                typename S::V rows[L];
+                for (int i = 0; i < L; i++) {
+                    int64_t offset = lanes.offset[lane + i];
+                    rows[i] = offset < 0 ? typename S::V{} : S::load(src + offset + d);
+                    // The stride of pixels is too long for the hardware to see the next row come.
+                    if (offset >= 0) __builtin_prefetch(src + offset + d + next_row);
+                }
+                transpose<T>(rows);
+                for (int i = 0; i < L; i++) S::store(dst + (d + i) * pitch + lane, rows[i] * scale);
+            }
+        }
+    }
+#if defined(__AVX512F__)
+    if (d == 0 && lanes.pieces != nullptr) {
+        auto* pieces = static_cast<const Pieces*>(lanes.pieces);
+        for (int64_t i = 0; i < lanes.count / L; i++) {
+            if (pieces[i].used != 0) {
+                load_pieces(dst + i * L, pitch, depth, src, stride, pieces[i], scale);
+                continue;
+            }
+            for (d = 0; d < depth; d++) S::store(dst + d * pitch + i * L, typename S::V{});
+        }
+        return;
+    }
+#endif
+    for (; d < depth; d++) {
+        T* to = dst + d * pitch;
+        const T* from = src + d * stride;
+        bool full = lanes.begin == 0 && lanes.end == lanes.count;
+        if (!full) {
+            int64_t zero = lanes.begin / L * L;
+            for (int64_t i = 0; i + L <= zero; i += L) S::store(to + i, typename S::V{});
+            bool partly = zero < lanes.begin || lanes.begin == lanes.end;
+            if (partly) S::store(to + zero, typename S::V{});
+            for (int64_t i = lanes.end / L * L; i < lanes.count; i += L) {
+                S::store(to + i, typename S::V{});
+            }
+        }
+        if (lanes.begin < lanes.end) {
+            scaled_copy<T, L>(to + lanes.begin, from + lanes.offset[lanes.begin],
+                              lanes.end - lanes.begin, scale);
+        }
+        for (int64_t i = 0; i < lanes.other_count; i++) {
+            int64_t lane = lanes.other[i];
+            to[lane] = from[lanes.offset[lane]] * scale;
+        }
+    }
+}
+
+// dst[lane offset + d * stride] = scale * src[d * pitch + lane]
+template <typename T>
+void store_row(T* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t pitch,
+               int64_t depth, T scale) {
+    using S = Simd<T>;
+    constexpr int L = S::kLanes;
+    int64_t d = 0;
+    if (stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0) {
+        for (; d + L <= depth; d += L) {
+            for (int64_t lane = 0; lane < lanes.count; lane += L) {
+                typename S::V rows[L];
+                for (int i = 0; i < L; i++) rows[i] = S::load(src + (d + i) * pitch + lane) * scale;
+                transpose<T>(rows);
+                for (int i = 0; i < L; i++) {
+                    int64_t offset = lanes.offset[lane + i];
+                    if (offset >= 0) S::store(dst + offset + d, rows[i]);
+                }
+            }
+        }
+    }
+    for (; d < depth; d++) {
+        const T* from = src + d * pitch;
+        T* to = dst + d * stride;
+        if (lanes.begin < lanes.end) {
+            scaled_copy<T, L>(to + lanes.offset[lanes.begin], from + lanes.begin,
+                              lanes.end - lanes.begin, scale);
+        }
+        for (int64_t i = 0; i < lanes.other_count; i++) {
+            int64_t lane = lanes.other[i];
+            to[lanes.offset[lane]] = from[lane] * scale;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace acmix

@@ -1,0 +1,328 @@
+// One unit of work of attention or aggregation: a group of heads and, forward, a tile of its
+// queries. Its rows in scratch, the products of its windows, and the loop over all units.
+//
+// Maps are copied into scratch, channel planes of padded rows [row][channel][lane]: borders, memory
+// formats and strides end there. Query rows that are `apart` rows apart share their keys, kRows of
+// them a set.
+#pragma once
+
+#include "dispatch.h"
+#include "plan.h"
+#include "rows.h"
+#include "scratch.h"
+
+namespace acmix {
+namespace {
+
+template <typename T>
+T* data_of(const Map& map) {
+    return static_cast<T*>(map.data);
+}
+
+// Rows of queries in scratch: [row][channel][lane].
+template <typename T>
+struct Strip {
+    T* data;
+    int64_t pitch, channels;
+    T* row(int64_t r) const { return data + r * channels * pitch; }
+};
+
+template <typename T>
+struct Unit {
+    using S = Simd<T>;
+    static constexpr int L = S::kLanes;
+
+    const Plan& p;
+    const Window& w;
+    int64_t first_head, head_count, y0, x0, width;  // heads and the corner and width of the tile
+    int64_t tap;          // lanes from a tap's numbers in scratch to the next tap's
+    int64_t* key_column;  // where each window column lies in a padded row of keys
+    int64_t* tap_column;  // and among the taps of a window row
+    int64_t* shifted;     // columns of the keys' side of the windows: see gather_keys
+    Step* steps;
+
+    Unit(const Plan& plan, int64_t group, int64_t tile, int64_t tap_lanes, Arena& arena)
+        : p(plan),
+          w(plan.window),
+          first_head(group * plan.group),
+          head_count(min_of(plan.group, plan.heads - first_head)),
+          y0(tile / plan.tiles_x * plan.tile_h),
+          x0(tile % plan.tiles_x * plan.tile_w),
+          width(min_of(plan.tile_w, plan.out_w - x0)),
+          tap(tap_lanes),
+          key_column(arena.take<int64_t>(w.kernel)),
+          tap_column(arena.take<int64_t>(w.kernel)),
+          shifted(arena.take<int64_t>(2, w.kernel)),
+          steps(arena.take<Step>(max_of(plan.tile_h, product(kRows, w.kernel)))) {
+        if (arena.base == nullptr) return;
+        for (int64_t dx = 0; dx < w.kernel; dx++) {
+            key_column[dx] = lane_of(dx * w.dilation);
+            tap_column[dx] = dx * tap;
+        }
+    }
+
+    // ----------------------------------------------------------------------------- places
+
+    // Lane of the first head at a padded column.
+    int64_t lane_of(int64_t x) const {
+        return x % w.stride * p.phase_pitch + x / w.stride * p.group;
+    }
+
+    int64_t head_offset(const Map& map, int64_t g) const {
+        int64_t head = first_head + g;
+        return head / w.heads * map.stride[0] + head % w.heads * map.stride[1];
+    }
+
+    // Room for any Lanes of this unit.
+    int64_t* take_table(Arena& arena) const {
+        return arena.take<int64_t>(table_size(max_of(p.lanes, p.key_pitch)));
+    }
+
+    // Lanes of a row of queries of this tile; `step` columns of the map lie between two of them.
+    Lanes query_lanes(const Map& map, int64_t* table, int64_t step = 1) const {
+        for (int64_t i = 0; i < p.lanes; i++) {
+            int64_t x = i / p.group, g = i % p.group;
+            bool real = g < head_count && x < width;
+            table[i] = real ? head_offset(map, g) + (x0 + x) * step * map.stride[4] : -1;
+        }
+        return find_runs<T>(table, p.lanes);
+    }
+
+    // Lanes of a padded row of keys of this tile: [phase][column][head].
+    Lanes key_lanes(const Map& map, int64_t* table, bool interior = false) const {
+        for (int64_t i = 0; i < p.key_pitch; i++) {
+            int64_t phase = i / p.phase_pitch, rest = i % p.phase_pitch;
+            int64_t g = rest % p.group;
+            int64_t padded = (x0 + rest / p.group) * w.stride + phase;
+            bool real = phase < w.stride && g < head_count && padded < w.width + 2 * p.pad;
+            bool reflect = w.reflect && !interior;
+            int64_t x = real ? source_index(padded, p.pad, w.width, reflect) : -1;
+            table[i] = x < 0 ? -1 : head_offset(map, g) + x * map.stride[4];
+        }
+        return find_runs<T>(table, p.key_pitch);
+    }
+
+    // ----------------------------------------------------------------------------- copies
+
+    // Padded rows [first, first + rows) of a map into scratch [row][channel][key_pitch];
+    // change(row, y) is called for each row y of the map that was copied.
+    template <typename Change>
+    void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
+                   Change change) const {
+        int64_t row_size = w.depth * p.key_pitch;
+        auto source = [&](int64_t r) {
+            return source_index(first + r, p.pad, w.height, w.reflect);
+        };
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t y = source(r), inside = y + p.pad - first;
+            // A reflected row whose image is in this tile too is copied once that is there.
+            if (y < 0) memset(to + r * row_size, 0, row_size * sizeof(T));
+            if (y < 0 || (inside != r && inside >= 0 && inside < rows)) continue;
+            load_row(to + r * row_size, p.key_pitch, w.depth, data_of<T>(map) + y * map.stride[3],
+                     map.stride[2], lanes, T(1), map.stride[3]);
+            change(to + r * row_size, y);
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t y = source(r), inside = y + p.pad - first;
+            if (y < 0 || inside == r || inside < 0 || inside >= rows) continue;
+            memcpy(to + r * row_size, to + inside * row_size, row_size * sizeof(T));
+        }
+    }
+    void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows) const {
+        load_keys(to, map, lanes, first, rows, [](T*, int64_t) {});
+    }
+
+    // Sums [row][channel][key_pitch] of all padded positions, added up at the pixels that they
+    // stand for in a fixed order, into a map.
+    void store_keys(const Map& map, T* sum, T scale, int64_t* table) const {
+        int64_t row_size = w.depth * p.key_pitch, padded_h = w.height + 2 * p.pad;
+        for (int64_t r = 0; w.reflect && r < padded_h; r++) {
+            int64_t y = source_index(r, p.pad, w.height, true) + p.pad;
+            if (y == r) continue;
+            T *from = sum + r * row_size, *into = sum + y * row_size;
+            for (int64_t i = 0; i < row_size; i++) into[i] += from[i];
+        }
+        Lanes lanes = key_lanes(map, table, true);
+        for (int64_t y = 0; y < w.height; y++) {
+            T* row = sum + (y + p.pad) * row_size;
+            for (int64_t x = 0; w.reflect && x < w.width + 2 * p.pad; x++) {
+                int64_t source = source_index(x, p.pad, w.width, true) + p.pad;
+                if (source == x) continue;
+                for (int64_t d = 0; d < w.depth; d++) {
+                    T* from = row + d * p.key_pitch + lane_of(x);
+                    T* into = row + d * p.key_pitch + lane_of(source);
+                    for (int64_t g = 0; g < p.group; g++) into[g] += from[g];
+                }
+            }
+            store_row(data_of<T>(map) + y * map.stride[3], map.stride[2], lanes, row, p.key_pitch,
+                      w.depth, scale);
+        }
+    }
+
+    // Rows first, first + step, ... of a map of queries.
+    void load_queries(const Strip<T>& to, const Map& map, const Lanes& lanes, int64_t first,
+                      int64_t step, int64_t rows, T scale) const {
+        for (int64_t r = 0; r < rows; r++) {
+            load_row(to.row(r), to.pitch, to.channels,
+                     data_of<T>(map) + (first + r * step) * map.stride[3], map.stride[2], lanes,
+                     scale, step * map.stride[3]);
+        }
+    }
+
+    void store_queries(const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
+                       const Strip<T>& from, T scale) const {
+        for (int64_t r = 0; r < rows; r++) {
+            store_row(data_of<T>(map) + (first + r) * map.stride[3], map.stride[2], lanes,
+                      from.row(r), from.pitch, from.channels, scale);
+        }
+    }
+
+    // --------------------------------------------------------------------------- products
+
+    // Calls body(y, count) for every set of rows: y, y + apart, ..., `count` of them.
+    template <typename Body>
+    INLINE void for_sets(int64_t rows, Body body) const {
+        for (int64_t block = 0; block < rows; block += kRows * p.apart) {
+            for (int64_t phase = 0; phase < p.apart && block + phase < rows; phase++) {
+                int64_t y = block + phase;
+                body(y, static_cast<int>(min_of(ceil_div(rows - y, p.apart), kRows)));
+            }
+        }
+    }
+
+    // Calls body(t, first, last) for every key row of the windows of a set, of which t is one
+    // window row or more from the set's first: query rows [first, last) see it.
+    template <typename Body>
+    INLINE void for_key_rows(int rows, Body body) const {
+        int64_t k = w.kernel;
+        for (int64_t t = 0; t < (rows - 1) * p.key_step + k; t++) {
+            int first = static_cast<int>(t < k ? 0 : (t - k) / p.key_step + 1);
+            int last = static_cast<int>(min_of(t / p.key_step + 1, rows));
+            if (first < last) body(t, first, last);
+        }
+    }
+
+    // s[j][o] of a set of rows against their keys; q, keys and s point at the lanes' start, and
+    // s_row lanes lie between the first taps of two rows.
+    void window_dots(const T* q, const T* keys, int rows, T* s, int64_t s_row) const {
+        int64_t k = w.kernel, q_row = p.apart * w.depth * p.query_pitch;
+        for_key_rows(rows, [&](int64_t t, int first, int last) {
+            const T* query = q + first * q_row;
+            const T* key = keys + t * w.dilation * w.depth * p.key_pitch;
+            T* to = s + first * s_row + (t - first * p.key_step) * k * tap;
+            // The next query row sees this key row one or more window rows earlier.
+            int64_t to_row = s_row - p.key_step * k * tap;
+#define ACMIX_ROWS(A)                                                                         \
+    case A:                                                                                   \
+        dots<T, A>(query, q_row, p.query_pitch, key, p.key_pitch, key_column, k, w.depth, to, \
+                   to_row, tap);                                                              \
+        break;
+            switch (last - first) {
+                ACMIX_ROWS(1)
+                ACMIX_ROWS(2)
+                ACMIX_ROWS(3)
+            }
+#undef ACMIX_ROWS
+        });
+    }
+
+    // Fills in the steps from the key rows of a set's windows to its queries; returns their number.
+    int64_t query_steps(int rows) const {
+        int64_t count = 0;
+        for_key_rows(rows, [&](int64_t t, int first, int last) {
+            int64_t source = t * w.dilation * w.depth * p.key_pitch;
+            steps[count++] = {t * w.kernel * tap, source, first, last};
+        });
+        return count;
+    }
+
+    // Sums of the keys of a set of rows under the weights s[j][o], after query_steps.
+    void gather_queries(int64_t step_count, const T* s, int64_t s_row, const T* keys, int rows,
+                        T* to) const {
+        gather(steps, step_count, s, s_row - p.key_step * w.kernel * tap, tap_column, keys,
+               p.key_pitch, key_column, w.kernel, to, p.apart * w.depth * p.query_pitch,
+               p.query_pitch, w.depth, rows, false);
+    }
+
+    // Adds to the padded rows of `sum` what rows [first_row, first_row + rows) of queries give to
+    // their keys: [row][tap] weights of [row][channel] sources, both with margins of zeros.
+    void gather_keys(T* sum, int64_t first_row, int64_t rows, const T* weights,
+                     const T* source) const {
+        int64_t k = w.kernel, dilation = w.dilation, stride = w.stride;
+        int64_t w_row = p.taps * p.query_pitch, row_size = w.depth * p.key_pitch;
+        int64_t *w_offset = shifted, *s_offset = shifted + k;
+        int64_t first = first_row * stride;
+        int64_t last = (first_row + rows - 1) * stride + (k - 1) * dilation;
+        for (int64_t phase = 0; phase < dilation; phase++) {
+            for (int64_t t = first + phase; t <= last; t += kRows * dilation) {
+                int count = static_cast<int>(min_of((last - t) / dilation + 1, kRows));
+                int64_t step_count = 0;
+                for (int64_t r = 0; r < rows; r++) {
+                    // Window row of key row t + j * dilation, seen from this query row, is i + j.
+                    int64_t away = t - (first_row + r) * stride;
+                    if (away % dilation != 0) continue;
+                    int64_t i = away / dilation;
+                    int from = static_cast<int>(max_of(0, -i));
+                    int to = static_cast<int>(min_of(count, k - i));
+                    if (from >= to) continue;
+                    steps[step_count++] = {r * w_row + i * k * p.query_pitch,
+                                           r * w.depth * p.query_pitch, from, to};
+                }
+                if (step_count == 0) continue;
+                for (int64_t shift = 0; shift < stride; shift++) {
+                    int64_t columns = 0;
+                    for (int64_t dx = 0; dx < k; dx++) {
+                        if (dx * dilation % stride != shift) continue;
+                        s_offset[columns] = -(dx * dilation / stride * p.group);
+                        w_offset[columns] = dx * p.query_pitch + s_offset[columns];
+                        columns++;
+                    }
+                    if (columns == 0) continue;
+                    T* to = sum + t * row_size + shift * p.phase_pitch;
+                    for (int64_t x = 0; x < p.phase_pitch; x += L) {
+                        gather(steps, step_count, weights + p.margin + x, k * p.query_pitch,
+                               w_offset, source + p.margin + x, p.query_pitch, s_offset, columns,
+                               to + x, dilation * row_size, p.key_pitch, w.depth, count, true);
+                    }
+                }
+            }
+        }
+    }
+};
+
+// Runs an operator on all units of its plan. Operator<T>{call, plan, group, tile} has a forward and
+// a backward pass, which only count their scratch when the arena has none to give.
+template <template <typename> class Operator, typename T, typename Call>
+int run_units(const Call& call) {
+    struct Context {
+        const Call& call;
+        Plan plan;
+        void run(int64_t group, int64_t tile, Arena& arena) const {
+            Operator<T> one{call, plan, group, tile};
+            call.window.backward ? one.backward(arena) : one.forward(arena);
+        }
+    } context{call, make_plan<T>(call.window)};
+    const Plan& plan = context.plan;
+    if (plan.units == 0) return 0;
+    Arena sizes{nullptr};
+    context.run(0, 0, sizes);
+    Work work = [](void* data, int64_t unit, void* scratch) {
+        const Context& c = *static_cast<const Context*>(data);
+        const Plan& p = c.plan;
+        int64_t first = unit / p.tiles * p.together, end = min_of(first + p.together, p.groups);
+        for (int64_t group = first; group < end; group++) {
+            Arena arena{static_cast<char*>(scratch)};
+            c.run(group, unit % p.tiles, arena);
+        }
+    };
+    return parallel_for(plan.units, call.window.threads, sizes.used, work, &context);
+}
+
+template <template <typename> class Operator, typename Call>
+int run_typed(const Call& call) {
+    return call.window.type == kFloat ? run_units<Operator, float>(call)
+                                      : run_units<Operator, double>(call);
+}
+
+}  // namespace
+}  // namespace acmix

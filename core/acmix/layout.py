@@ -1,0 +1,64 @@
+"""Memory formats and dtypes of maps, (B, N, D, H, W): the promises of fakes, kept by kernels."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether kernels write their results for maps like ``x``, (B, N, D, H, W), channels last.
+
+    CUDA kernels write channels first only.
+    """
+    strides = x.stride()
+    return x.device.type == "cpu" and x.shape[2] > 1 and strides[2] == 1 and strides[4] != 1
+
+
+def new_map(new: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+    """(B, N, D, H, W) stored channels last, from a function that makes a tensor of a shape."""
+    batch, heads, depth, height, width = shape
+    return new((batch, height, width, heads, depth)).permute(0, 3, 4, 1, 2)
+
+
+def empty_map(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """New (B, N, D, H, W) in the memory format of ``like``: channels last if that is."""
+
+    def new(size: Sequence[int]) -> Tensor:
+        return like.new_empty(size, dtype=dtype)
+
+    return new_map(new, shape) if is_channels_last(like) else new(shape)
+
+
+def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """New (B, C, H, W) in the memory format of the maps ``like``, (B, N, D, H, W)."""
+    last = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=last)
+
+
+def in_format_of(like: Tensor, x: Tensor) -> Tensor:
+    """``x``, stored channels last, in the dtype and the memory format of the maps ``like``.
+
+    Args:
+        like: (B, N, D, H, W).
+        x: Maps of that kind, or an image (B, C, H, W).
+    """
+    x = x.to(like.dtype)
+    return x if is_channels_last(like) else x.contiguous()
+
+
+def maps_of(qkv: Tensor, heads: int) -> Tensor:
+    """Projections (B, 3N * D, H, W) as (B, 3N, D, H, W)."""
+    return qkv.unflatten(1, (3 * heads, -1))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, maps, D, H, W) with the channels of a map as neighbours in memory."""
+    if x.stride(2) == 1 or x.shape[2] == 1:
+        return x
+    return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+
+
+def computable(x: Tensor) -> Tensor:
+    """``x`` in a dtype that the CPU kernels compute in: half precision becomes float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

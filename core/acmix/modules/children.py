@@ -1,0 +1,82 @@
+"""Which children of a layer may be read instead of called, and how a layer looks to a tracer."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
+
+Child = TypeVar("Child", bound=nn.Module)
+
+
+def is_plain(child: nn.Module, kind: type[Child]) -> TypeGuard[Child]:
+    """Whether calling ``child`` does what a ``kind`` does with its weights, and nothing else.
+
+    A child that is more must be called: hooks compute the weights of spectral norm, weight norm
+    and pruning of the old kind, offloading replaces ``forward``, and parametrizations, adapters
+    and quantisation put another class in its place.
+    """
+    return (
+        type(child) is kind
+        and not child._forward_pre_hooks
+        and not child._forward_hooks
+        and not child._backward_pre_hooks
+        and not child._backward_hooks
+        and "forward" not in child.__dict__
+    )
+
+
+def has_statistics(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm is a fixed affine map: in evaluation, with running statistics and weights."""
+    return not norm.training and norm.running_var is not None and norm.affine
+
+
+def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and bias, each (C,), of a norm that ``has_statistics``."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def project(x: Tensor, *convs: nn.Conv2d) -> Tensor:
+    """The 1×1 convolutions ``convs`` of ``x`` side by side, by one product where all are plain.
+
+    Args:
+        x: (B, C_in, H, W).
+        convs: With biases.
+
+    Returns:
+        (B, channels of all, H, W).
+    """
+    biases = [conv.bias for conv in convs if is_plain(conv, nn.Conv2d) and conv.bias is not None]
+    if len(biases) < len(convs):
+        return torch.cat([conv(x) for conv in convs], dim=1)
+    return F.conv2d(x, torch.cat([conv.weight for conv in convs]), torch.cat(biases))
+
+
+def reset_children(layer: nn.Module) -> None:
+    """Call ``reset_parameters`` of every module below ``layer`` that has one."""
+    for module in layer.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if module is not layer and callable(reset):
+            reset()
+
+
+def fx_leaf(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a layer's ``forward``: symbolic tracing records one call of the layer.
+
+    The checks and the choice of a backend need sizes, which a symbolic trace has not.
+    """
+
+    @functools.wraps(forward)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], Proxy):
+            tracer = cast(Tracer, args[0].tracer)
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
+
+    return call

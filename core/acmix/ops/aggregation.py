@@ -1,0 +1,41 @@
+"""Aggregation of a neighbourhood."""
+
+from torch import Tensor
+
+from acmix.geometry import output_size
+from acmix.ops.registration import WINDOW, define
+
+
+def neighbourhood_aggregation(
+    v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
+) -> Tensor:
+    """See ``acmix.neighbourhood_aggregation``."""
+    return aggregation(v, w, kernel_size, stride, dilation, reflect)
+
+
+def _fake(v, w, kernel_size, stride, dilation, reflect):
+    return v.new_empty((*v.shape[:2], *output_size(v.shape[2:], stride)))
+
+
+def _fake_backward(grad, v, w, kernel_size, stride, dilation, reflect):
+    return v.new_empty(v.shape), w.new_empty(w.shape)
+
+
+def _setup(ctx, inputs, output):
+    v, w, *ctx.window = inputs
+    ctx.save_for_backward(v, w)
+
+
+def _backward(ctx, grad):
+    grads = aggregation_backward(grad, *ctx.saved_tensors, *ctx.window)
+    return *grads, None, None, None, None
+
+
+aggregation_backward = define(
+    f"aggregation_backward(Tensor grad, Tensor v, Tensor w, {WINDOW}, bool reflect) "
+    "-> (Tensor, Tensor)",
+    _fake_backward,
+)
+aggregation = define(
+    f"aggregation(Tensor v, Tensor w, {WINDOW}, bool reflect) -> Tensor", _fake, _backward, _setup
+)
