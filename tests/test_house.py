@@ -18,6 +18,7 @@ FLOORS = (
     ("acmix.backends",),
     ("acmix.functional",),
     ("acmix.modules",),
+    ("acmix.digests", "acmix.reading_cost"),
     ("acmix.checkpoint", "acmix.complexity", "acmix.warm_start"),
     ("acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
     ("acmix",),

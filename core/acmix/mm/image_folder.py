@@ -96,7 +96,7 @@ def check_images(cfg: Config, loaders: tuple[str, ...], *, skip: bool) -> None:
     Raises:
         InputError: Some can't be decoded: all of them are named.
     """
-    named = [(n, d) for n, d in datasets(cfg, loaders) if d.type.endswith("ImageFolder")]
+    named = [(n, d) for n, d in datasets(cfg, loaders) if d["type"].endswith("ImageFolder")]
     if not named:
         raise InputError("--check-images: opens images of an ImageFolder; this is another data set")
     bad: dict[str, str] = {}
@@ -105,7 +105,7 @@ def check_images(cfg: Config, loaders: tuple[str, ...], *, skip: bool) -> None:
         paths = [path for entry in class_folders(folder) for path in image_files(folder, entry)]
         print(f"{name}: opening {len(paths)} images of {folder}")
         reasons = _reasons_against(folder, paths)
-        dataset.skip = tuple(reasons)
+        dataset["skip"] = tuple(reasons)
         bad.update({str(folder / path): reason for path, reason in reasons.items()})
     if not bad:
         return

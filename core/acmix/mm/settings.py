@@ -97,11 +97,11 @@ def apply_data_root(cfg: Config) -> None:
     root = cfg.get("data_root")
     for name, dataset in datasets(cfg):
         if root is not None:
-            dataset.data_root = str(root)
+            dataset["data_root"] = str(root)
         evaluators = cfg.get(name.replace("dataloader", "evaluator")) or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if "ann_file" in evaluator:
-                evaluator.ann_file = str(Path(dataset.get("data_root") or "", dataset.ann_file))
+                evaluator.ann_file = str(Path(dataset.get("data_root") or "", dataset["ann_file"]))
 
 
 def fill_class_count(cfg: Config) -> None:
@@ -123,8 +123,8 @@ def _find_config(project: Path, path: Path) -> Path:
     for candidate in (path, project / path):
         if candidate.is_file():
             return candidate
-    known = sorted(p.relative_to(project) for p in project.glob("configs/**/*.py"))
-    known = [str(p) for p in known if "_base_" not in p.parts]
+    paths = sorted(p.relative_to(project) for p in project.glob("configs/**/*.py"))
+    known = [str(p) for p in paths if "_base_" not in p.parts]
     names = {Path(name).name: name for name in known}
     hint = did_you_mean(path.name, names) or f"; there are {', '.join(known)}"
     raise InputError(f"config {path} not found{hint}")
