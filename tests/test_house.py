@@ -18,7 +18,7 @@ FLOORS = (
     ("acmix.backends",),
     ("acmix.functional",),
     ("acmix.modules",),
-    ("acmix.checkpoint", "acmix.complexity", "acmix.warm_start"),
+    ("acmix.checkpoint", "acmix.complexity", "acmix.report", "acmix.warm_start"),
     ("acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
     ("acmix",),
     ("acmix.info", "acmix.mm"),

@@ -4,7 +4,7 @@
 """
 
 from acmix.checkpoint import load_released
-from acmix.dropin import Replacement, replace_convolutions
+from acmix.dropin import apply_replacements, replace_convolutions
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
     convolution_path,
@@ -22,6 +22,7 @@ from acmix.modules import (
     PatchwiseACmix,
     WindowACmix,
 )
+from acmix.report import Replacement
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Replacement",
     "SHIFT_MODES",
     "WindowACmix",
+    "apply_replacements",
     "convolution_path",
     "load_released",
     "neighbourhood_aggregation",
