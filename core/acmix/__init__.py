@@ -17,6 +17,7 @@ from acmix.functional import (
 from acmix.modules import (
     MIX_MODES,
     SHIFT_MODES,
+    ACmix,
     ACmix2d,
     GlobalACmix,
     PatchwiseACmix,
@@ -27,6 +28,7 @@ from acmix.report import Replacement
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACmix",
     "ACmix2d",
     "BackendError",
     "CheckpointError",
