@@ -2,17 +2,18 @@
 
 The graph is the same for all sizes: tiles of a fixed size, as many as the map needs, whose queries
 and keys are gathered by computed positions. Borders, strides and dilations are in the positions.
-Measured in onnxruntime on one AVX-512 core (56², four heads of 16 channels, k = 7), against one
-row of the window, one offset or all offsets at a time:
+Measured in onnxruntime on one AVX-512 core (batch 1, 56², four heads of 16 channels, k = 7), against
+one row of the window, one offset or all offsets at a time:
 
-=============  =====  ======  ===========
-form           nodes  time    peak memory
-=============  =====  ======  ===========
-tiles            135   50 ms       56 MiB
-row by row       209  515 ms       34 MiB
-offset by one    641   84 ms       78 MiB
-unfolded          84  639 ms      204 MiB
-=============  =====  ======  ===========
+===================  =====  ======  ===========
+form                 nodes  time    peak memory
+===================  =====  ======  ===========
+these tiles            170   70 ms       65 MiB
+row by row             209  715 ms       41 MiB
+offset by offset       641   93 ms       84 MiB
+unfolded                84  757 ms      210 MiB
+tiles of known size     37   81 ms       87 MiB
+===================  =====  ======  ===========
 """
 
 import math
