@@ -1,0 +1,170 @@
+"""Kill training runs, and feed hostile files to every door, for as long as one likes.
+
+``make soak`` runs the short form. Every killed run is resumed and must end, bit by bit, as one
+that was not killed. Every changed file must be refused with a reason, or give the weights that
+were saved.
+"""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import torch  # noqa: E402
+from mmengine.runner.checkpoint import CheckpointLoader  # noqa: E402
+
+from acmix import InputError, load_released  # noqa: E402
+from hostile import mutations  # noqa: E402
+from kills import KillAtFileOperation, KillAtRandom, run_until_killed  # noqa: E402
+from runs import QuickRunner, assert_same_end, read, resume, run, tiny_config  # noqa: E402
+
+LAST = "epoch_2.pth"
+LIMIT_SECONDS = 5
+
+
+def main() -> None:
+    """Run both parts and print what happened."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=10, help="kills at random moments")
+    parser.add_argument("--operations", type=int, default=8, help="check every n-th file operation")
+    parser.add_argument("--files", type=int, default=200, help="changed files")
+    parser.add_argument("--only", choices=["kill", "fuzz"], help="one of the two parts")
+    parser.add_argument("--seed", type=int, default=0, help="of moments and changes")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for part in (kill, fuzz):
+        if args.only in (None, part.__name__):
+            with tempfile.TemporaryDirectory() as folder:
+                part(Path(folder), args)
+
+
+def kill(folder: Path, args: argparse.Namespace) -> None:
+    """Kill runs at random moments and at file operations, and resume them until they end."""
+    total = 0
+    for keep in (1, 3):
+        changes = {"default_hooks.checkpoint.max_keep_ckpts": keep}
+        reference, start = folder / f"whole_{keep}", time.monotonic()
+        run(tiny_config(reference, **changes))
+        longest = time.monotonic() - start
+        draw = random.Random(args.seed)
+        moments = [KillAtRandom(draw.random(), longest) for _ in range(args.kills // 2)]
+        kills = [survive(folder / "run", reference, changes, moment) for moment in moments]
+        print(f"keeping {keep}: {sum(kills)} kills at random moments, nothing lost", flush=True)
+        count, killed = draw.randrange(1, args.operations + 1), 0
+        while survive(folder / "run", reference, changes, KillAtFileOperation(count)):
+            count, killed = count + args.operations, killed + 1
+        print(f"keeping {keep}: {killed} kills at file operations, nothing lost", flush=True)
+        total += sum(kills) + killed
+    assert total >= args.kills, f"only {total} kills: no run lasted long enough"
+
+
+def survive(work_dir: Path, reference: Path, changes: dict, moment) -> bool:
+    """Kill a run once, read all of its files, and let it come to its end; whether it was killed."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    killed = run_until_killed(tiny_config(work_dir, **changes), moment)
+    for path in work_dir.glob("*.pth"):
+        read(path)
+    runner = resume(tiny_config(work_dir, **changes))
+    assert_same_end(work_dir, reference, LAST)
+    best = Path(runner.message_hub.get_info("best_ckpt"))
+    assert best.is_file(), f"{best} is lost"
+    assert best.parent == work_dir
+    assert not list(work_dir.glob("*.partial"))
+    assert len(list(work_dir.glob("best_*.pth"))) == 1
+    return killed
+
+
+def fuzz(folder: Path, args: argparse.Namespace) -> None:
+    """Give changed checkpoints to every door, each file in a process of its own."""
+    run(tiny_config(folder / "saved"))
+    saved = folder / "saved" / LAST
+    weights = read(saved)["state_dict"]
+    outcomes: Counter = Counter()
+    os.chdir(folder)
+    for number, (name, content) in enumerate(mutations(saved, args.seed, args.files)):
+        path = folder / f"{number}.pth"
+        path.write_bytes(content)
+        for door, enter in DOORS.items():
+            if door not in ALWAYS and number % len(SLOW):  # a runner takes its time to be built
+                continue
+            outcomes[door, in_a_child(door, name, path, enter, weights)] += 1
+        path.unlink()
+    for (door, outcome), count in sorted(outcomes.items()):
+        print(f"{door}: {count} {outcome}")
+    assert not Path("executed").exists(), "a file ran code"
+
+
+def in_a_child(door: str, name: str, path: Path, enter, weights: dict) -> str:
+    """How a door takes a file: ``refused`` or ``intact``; anything else ends the test."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            found = enter(path)
+            same = found is None or all(torch.equal(found[n], w) for n, w in weights.items())
+            code = 0 if same else 4
+        except InputError:
+            code = 2
+        except BaseException as error:
+            print(f"{door}, {name}: {type(error).__name__}: {error}", flush=True)
+        finally:
+            os._exit(code)
+    _, status, usage = os.wait4(child, 0)
+    taken, memory = time.monotonic() - start, usage.ru_maxrss * 1024 - resident
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, 2), f"{door}, {name}: ended with {code}; the file is {path}"
+    if door in ALWAYS:
+        assert taken < LIMIT_SECONDS, f"{door}, {name}: {taken:.1f} s"
+        assert memory < 4 * path.stat().st_size + (200 << 20), f"{door}, {name}: {memory:,} bytes"
+    return "refused" if code == 2 else "intact"
+
+
+def by_resuming(path: Path) -> None:
+    """Go on with a run from the file."""
+    resume(tiny_config(path.parent / "resumed", **{"train_cfg.max_epochs": 3}), path=path)
+
+
+def by_loading(path: Path) -> None:
+    """Start a training from the file."""
+    run(tiny_config(path.parent / "loaded", load_from=str(path), **{"train_cfg.max_epochs": 1}))
+
+
+def by_init_cfg(path: Path) -> None:
+    """Start a backbone from the file."""
+    init = dict(_delete_=True, type="Pretrained", checkpoint=str(path))
+    cfg = tiny_config(path.parent / "started", **{"model.backbone.init_cfg": init})
+    cfg.train_cfg.max_epochs = 1
+    run(cfg)
+
+
+def by_testing(path: Path) -> None:
+    """Test the file."""
+    QuickRunner.from_cfg(tiny_config(path.parent / "tested", load_from=str(path))).test()
+
+
+ALWAYS = {"load_released", "MMEngine's reader"}
+SLOW = {
+    "--resume": by_resuming,
+    "load_from": by_loading,
+    "init_cfg": by_init_cfg,
+    "test": by_testing,
+}
+DOORS = {
+    "load_released": load_released,
+    "MMEngine's reader": lambda path: CheckpointLoader.load_checkpoint(str(path))["state_dict"],
+    **SLOW,
+}
+
+if __name__ == "__main__":
+    main()
