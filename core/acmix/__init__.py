@@ -4,7 +4,8 @@
 """
 
 from acmix.checkpoint import load_released
-from acmix.dropin import Replacement, replace_convolutions
+from acmix.deploy import deploy, fuse_norm
+from acmix.dropin import apply_replacements, replace_convolutions
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
     convolution_path,
@@ -17,15 +18,18 @@ from acmix.functional import (
 from acmix.modules import (
     MIX_MODES,
     SHIFT_MODES,
+    ACmix,
     ACmix2d,
     GlobalACmix,
     PatchwiseACmix,
     WindowACmix,
 )
+from acmix.report import Replacement
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACmix",
     "ACmix2d",
     "BackendError",
     "CheckpointError",
@@ -36,7 +40,10 @@ __all__ = [
     "Replacement",
     "SHIFT_MODES",
     "WindowACmix",
+    "apply_replacements",
     "convolution_path",
+    "deploy",
+    "fuse_norm",
     "load_released",
     "neighbourhood_aggregation",
     "neighbourhood_difference",

@@ -1,0 +1,1 @@
+"""Other people's trainers: a module for each, which asks for their package when imported."""
