@@ -2,7 +2,7 @@ include ci/venv.mk
 include ci/mmcv.mk
 .DEFAULT_GOAL := help
 
-.PHONY: help install test test-fast lint format tables check-tables info bench clean
+.PHONY: help install test test-fast lint format tables check-tables info bench soak clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
@@ -11,6 +11,7 @@ help:
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
+	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make -C swin train: train the embedded model; the same in resnet, san, pvt"
 
 install: $(INSTALLED)
@@ -46,6 +47,9 @@ info: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) core/benchmarks/ratios.py
+
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
