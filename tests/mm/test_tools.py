@@ -159,12 +159,21 @@ def test_pictures_show_each_image_with_what_was_predicted(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_on_two_processes(tmp_path):
-    result = train_digits("swin", tmp_path, "--launcher", "pytorch", epochs=1, processes=2)
-    # 128 images, 64 on each of two processes at once: one iteration.
-    assert "Epoch(val) [1]" in result.stdout
-    path = tmp_path / "work_dirs" / DIGITS["swin"] / "epoch_1.pth"
-    assert torch.load(path, weights_only=True)["meta"]["iter"] == 1
+def test_training_on_two_processes_is_resumed_exactly(tmp_path):
+    flags = ["optim_wrapper.accumulative_counts=2", "param_scheduler=None", "--launcher", "pytorch"]
+    for folder, epochs in (("whole", [3]), ("halves", [1, 3])):
+        (tmp_path / folder).mkdir()
+        for last in epochs:
+            resume = ["--resume"] if last > epochs[0] else []
+            cwd = tmp_path / folder
+            result = train_digits("swin", cwd, *flags, *resume, epochs=last, processes=2)
+            assert f"Epoch(val) [{last}]" in result.stdout
+    folders = [tmp_path / name / "work_dirs" / DIGITS["swin"] for name in ("halves", "whole")]
+    assert_same_end(*folders, "epoch_3.pth")
+    # 128 images, 64 on each of two processes at once: one iteration an epoch.
+    assert torch.load(folders[0] / "epoch_3.pth", weights_only=True)["meta"]["iter"] == 3
+    alone = train_digits("swin", tmp_path / "halves", "--resume", epochs=4)
+    assert "of 2 processes, and this run has 1; it goes on, but not exactly" in alone.stdout
 
 
 def save_image(path, seed):
