@@ -16,7 +16,11 @@ def require(condition: bool, name: str, value: object, remedy: str, *sizes: obje
     program or a compiled call leaves open would fix it.
     """
     if not condition:
-        raise InputError(f"{name}={value}: {remedy.format(*sizes) if sizes else remedy}")
+        if isinstance(value, tuple):
+            value = tuple(as_number(size) for size in value)
+        if sizes:
+            remedy = remedy.format(*map(as_number, sizes))
+        raise InputError(f"{name}={value}: {remedy}")
 
 
 def check_positive(name: str, value: int) -> None:
