@@ -41,7 +41,7 @@ LAYERS = {
         lambda **options: WindowACmix(8, (4, 3), 2, **options),
         lambda batch, height, width: (torch.randn(batch, height, width, 8),),
     ),
-    "patchwise": Layer(lambda **options: PatchwiseACmix(6, 16, 5, **options), _images),
+    "patchwise": Layer(lambda **options: PatchwiseACmix(6, 16, 3, **options), _images),
     "pairwise": Layer(
         lambda **options: PatchwiseACmix(6, 16, 3, attention="pairwise", **options), _images
     ),

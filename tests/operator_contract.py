@@ -34,13 +34,6 @@ BEYOND = {
     "kernel": Case((5, 7), 41, batch=1, heads=1, depth=2),
     "everything": Case((5, 7), 9, stride=2**31 - 1, dilation=2**31 - 1),
 }
-# Grouped by the number of threads, heads change the tiles whose sums a gradient is made of.
-SUMMED_BY_TILE = {
-    "heads that share vectors": pytest.param(
-        Case((40, 33), batch=3, heads=5, depth=20),
-        marks=pytest.mark.xfail(strict=True, reason="tiles of the backward pass go by threads"),
-    )
-}
 SMALL = Case((5, 6), 3, stride=2, batch=1, heads=2, depth=2)
 
 
@@ -92,6 +85,10 @@ class Contract:
 
     def test_window_beyond_the_map(self, beyond, backend):
         self.operator.check(beyond, backend)
+
+
+class ArgumentContract(Contract):
+    """Tests of what a function does before it chooses a backend."""
 
     def test_wrong_sizes_are_named(self, backend):
         inputs, options = self.operator.inputs(SMALL), self.operator.options(SMALL)
@@ -195,7 +192,7 @@ class RegisteredContract(Contract):
 
 
 @needs_kernels
-class CpuContract(RegisteredContract):
+class CpuContract(RegisteredContract, ArgumentContract):
     """Tests of an operator with CPU kernels."""
 
     # Rows that fill vectors or not, narrow maps whose heads share one.

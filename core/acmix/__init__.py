@@ -4,6 +4,7 @@
 """
 
 from acmix.checkpoint import load_released
+from acmix.deploy import deploy, fuse_norm
 from acmix.dropin import apply_replacements, replace_convolutions
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
@@ -41,6 +42,8 @@ __all__ = [
     "WindowACmix",
     "apply_replacements",
     "convolution_path",
+    "deploy",
+    "fuse_norm",
     "load_released",
     "neighbourhood_aggregation",
     "neighbourhood_difference",

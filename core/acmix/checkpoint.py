@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from acmix.digests import damaged_tensors, named_tensors
 from acmix.errors import CheckpointError
+from acmix.reading_cost import check_reading_cost
 from acmix.suggest import did_you_mean
 
 __all__ = ["load_released", "read_checkpoint", "state_dict_of"]
@@ -67,7 +69,9 @@ _CONTAINER_KEYS = ("model", "state_dict")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 _CUT_SHORT = "is damaged, most likely cut short: copy or download it again."
-_HEAD_BYTES = 256
+_HEAD_BYTES = 512
+# Bytes of all tensors for each byte of the file: tensors may share theirs.
+_LARGEST = 4
 _SIGNATURES = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -122,6 +126,8 @@ def read_checkpoint(
         with path.open("rb") as file:
             _require_checkpoint(path, file)
             content = _load(path, file, map_location)
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into the memory of this machine.") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason}.") from error
@@ -130,6 +136,7 @@ def read_checkpoint(
             f"{path} holds no dictionary but an object of type {type(content).__name__}: "
             "pass a checkpoint that holds a state dict."
         )
+    _check_tensors(path, content)
     return content
 
 
@@ -179,6 +186,8 @@ def _require_checkpoint(path: Path, file: BinaryIO) -> None:
     else:
         # Both torch and pickle start their files with this opcode, and no text does.
         found = None if head.startswith(b"\x80") else _kind_of(head)
+        if head[257:262] == b"ustar":  # torch would take it for a file of its first versions
+            found = "a tar archive"
     if found:
         raise CheckpointError(f"{path} is no checkpoint but {found}: pass a file of torch.save.")
 
@@ -208,8 +217,25 @@ def _kind_of(head: bytes) -> str:
     return "a text file" if is_text else "a file of another kind"
 
 
+def _check_tensors(path: Path, content: dict) -> None:
+    """Compare the tensors with the size of the file and with their digests, if it has them."""
+    size = path.stat().st_size
+    if sum(tensor.nbytes for _, tensor in named_tensors(content)) > _LARGEST * size:
+        raise CheckpointError(
+            f"{path} holds tensors of more than {_LARGEST} times its size: refused. Save them with "
+            "torch.save as they are, not expanded."
+        )
+    if damaged := damaged_tensors(content):
+        raise CheckpointError(
+            f"{path} is damaged: {len(damaged)} of its tensors are not what was saved, such as "
+            f"{damaged[0]!r}. Copy it again, or go back to an earlier one."
+        )
+
+
 def _load(path: Path, file: BinaryIO, map_location: str | torch.device | Callable) -> Any:
     # torch is handed the open file since it picks another reader by the suffix of a path.
+    check_reading_cost(path, file)
+    file.seek(0)
     try:
         with safe_globals(_FOREIGN):
             content = torch.load(file, map_location, weights_only=True, mmap=False)

@@ -89,9 +89,14 @@ def convolution_path(
         kernels = one_hot_shifts(math.isqrt(taps), fc_weight).repeat(head_dim, 1, 1, 1)
     size = kernels.shape[-1]
     maps = qkv.reshape(batch, map_count, head_dim, height, width)
-    f = torch.einsum("ij,bjdyx->bidyx", fc_weight, maps)
-    if fc_bias is not None:
-        f = f + fc_bias.view(taps, 1, 1, 1)
+    if taps == 0:
+        # The layer is folded into the kernels, and its bias into that of a map of ones.
+        ones = maps.new_ones(batch, kernels.shape[1] - map_count, *maps.shape[2:])
+        f, taps = torch.cat([maps, ones], dim=1), kernels.shape[1]
+    else:
+        f = torch.einsum("ij,bjdyx->bidyx", fc_weight, maps)
+        if fc_bias is not None:
+            f = f + fc_bias.view(taps, 1, 1, 1)
     padded = torch.nn.functional.pad(f, (size // 2,) * 4)
 
     # kernels: (D * M, taps, size, size), output channel d * M + m.

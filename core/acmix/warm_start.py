@@ -41,7 +41,7 @@ def copy_convolution(conv: nn.Conv2d, layer: ACmix2d) -> float:
     projections = (layer.conv1, layer.conv2, layer.conv3)
     rows = torch.cat([projection.weight for projection in projections])
     biases = torch.cat([cast(Tensor, projection.bias) for projection in projections])
-    maps = layer.fc.weight.zero_().flatten(1)
+    maps = cast(nn.Conv2d, layer.fc).weight.zero_().flatten(1)
     kernels = layer.dep_conv.weight.unflatten(0, (groups, heads)).flatten(3)
 
     fitted = slice(-rank * groups, None)

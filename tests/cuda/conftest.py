@@ -1,10 +1,12 @@
 import importlib.util
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 import cuda_emulator
-from acmix.cuda import launcher
+from acmix.backends import cuda
+from cuda_emulator.device import emulated_device
 from support import ROOT
 
 
@@ -13,31 +15,44 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device, and torch finds none")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan():
     """What a kernel forgets to write shows."""
-    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
-def emulate(monkeypatch):
+def emulate():
     """Run the kernels on the CPU; the options are those of ``EmulatedRuntime``."""
     reason = cuda_emulator.why_not()
     if reason:
         pytest.skip(reason)
+    with ExitStack() as stack:
 
-    def start(**options):
-        monkeypatch.setattr(launcher, "runtime", cuda_emulator.EmulatedRuntime(**options))
+        def start(**options):
+            stack.close()
+            stack.enter_context(emulated_device(cuda_emulator.EmulatedRuntime(**options)))
 
-    return start
+        yield start
 
 
 @pytest.fixture
 def emulated(emulate):
     emulate()
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Where tensors have to be: on a CUDA device, or on the CPU that stands in for one."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
+        return torch.device("cpu")
+    reasons = cuda.why_not("sliding_window_attention", torch.zeros(1, device="cuda"))
+    if reasons:
+        pytest.skip("; ".join(reasons))
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")

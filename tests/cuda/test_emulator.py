@@ -4,15 +4,8 @@ import pytest
 import torch
 
 import cuda_emulator
-from acmix.cuda import kernels, launcher
-from cuda_emulator.operators import (
-    aggregation,
-    aggregation_maps,
-    attention,
-    maps,
-    plain_attention,
-    subtraction,
-)
+from acmix.backends.cuda import launcher, tiles
+from operators import Aggregation, Attention, Case, Difference
 from support import gradients
 
 # Where the first of several barriers stands in the kernels' text, and other places for bugs.
@@ -75,9 +68,14 @@ def _needs_the_emulator(emulated):
     pass
 
 
-def run_attention(dtype=torch.float32):
+def run(operator, case):
+    inputs = operator.inputs(case, torch.float32)
+    return gradients(operator.on(case, "cuda"), *inputs)
+
+
+def run_attention():
     # Two tiles of nine columns leave a column of threads idle; 12 channels make two chunks.
-    return gradients(attention, *maps(*[(1, 2, 12, 9, 17)] * 3, dtype=dtype), kernel_size=5)
+    run(Attention(), Case((9, 17), 5, batch=1, heads=2, depth=12))
 
 
 @pytest.mark.parametrize("bug", list(_BUGS))
@@ -98,18 +96,15 @@ def test_planted_bug_is_reported(emulate, bug):
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_kernels_are_clean_in_check_mode(emulate, monkeypatch, order):
     emulate(check=True, order=order)
-    monkeypatch.setattr(kernels, "_ENOUGH_BLOCKS", 1)  # Several heads in a block.
+    monkeypatch.setattr(tiles, "_ENOUGH_BLOCKS", 1)  # Several heads in a block.
     run_attention()
-    for options in (dict(kernel_size=7, stride=2), dict(kernel_size=9), dict(dilation=2)):
-        gradients(attention, *maps(*[(1, 3, 18, 7, 17)] * 3, dtype=torch.float32), **options)
-    # Cut to the image.
-    gradients(attention, *maps(*[(1, 3, 18, 2, 5)] * 3, dtype=torch.float32))
+    for window in (dict(stride=2), dict(kernel_size=9), dict(dilation=2)):
+        run(Attention(), Case((7, 17), batch=1, depth=18, **window))
+    run(Attention(), Case((2, 5), batch=1, depth=18))
     for reflect in (True, False):
-        options = dict(kernel_size=7, stride=2, reflect=reflect)
-        inputs = aggregation_maps(1, 20, 2, (9, 11), 7, 2, dtype=torch.float32)
-        gradients(aggregation, *inputs, **options)
-        inputs = maps(*[(1, 3, 9, 11)] * 2, dtype=torch.float32)
-        gradients(subtraction, *inputs, **options)
+        case = Case((9, 11), stride=2, batch=1, heads=2, depth=10, reflect=reflect)
+        run(Aggregation(), case)
+        run(Difference(), case)
 
 
 def test_arguments_of_wrong_number_or_type_are_refused():
@@ -159,7 +154,4 @@ def test_half_types_round_as_torch_does(dtype, kind, to_float, from_float):
 
 def test_values_without_edits_match(emulate):
     emulate(check=True)
-    inputs = maps(*[(1, 2, 12, 9, 11)] * 3, dtype=torch.float16)
-    expected = plain_attention(*(x.double() for x in inputs), kernel_size=5)
-    actual = attention(*inputs, kernel_size=5)
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-3)
+    Attention().check_budget(Case((9, 11), 5, batch=1, heads=2, depth=12), "cuda", torch.float16)

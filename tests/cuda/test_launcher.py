@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import acmix
-from acmix.backends import cuda_backend
-from acmix.cuda import kernels, launcher
-from cuda_emulator.operators import attention, subtraction
+from acmix import ops
+from acmix.backends import cuda
+from acmix.backends.cuda import launcher, sources, tiles
 
 
 def test_import_needs_torch_alone():
     code = (
-        "import sys; sys.modules['cupy'] = None; import acmix.backends.cuda_backend as b, torch;"
+        "import sys; sys.modules['cupy'] = None; import acmix.backends.cuda as b, torch;"
         "print(b.why_not('sliding_window_attention', torch.zeros(1)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -25,7 +25,7 @@ def test_import_needs_torch_alone():
 
 def test_reasons_name_what_is_wrong_with_the_tensor():
     op, x = "sliding_window_attention", torch.zeros(1, dtype=torch.int32)
-    dtype, device = cuda_backend.why_not(op, x)
+    dtype, device = cuda.why_not(op, x)
     assert "torch.int32 is not one of torch.float32, torch.float64" in dtype
     assert "on cpu" in device
 
@@ -37,13 +37,13 @@ class OnCuda:
 
 
 def test_reasons_name_the_package_to_install(monkeypatch):
-    monkeypatch.setattr(cuda_backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
     for version, package in [("12.8", "cupy-cuda12x"), ("13.0", "cupy-cuda13x")]:
         monkeypatch.setattr(torch.version, "cuda", version)
-        (cupy,) = cuda_backend.why_not("sliding_window_attention", OnCuda())
+        (cupy,) = cuda.why_not("sliding_window_attention", OnCuda())
         assert f"pip install {package}" in cupy
     monkeypatch.setattr(torch.version, "cuda", None)
-    (cupy,) = cuda_backend.why_not("sliding_window_attention", OnCuda())
+    (cupy,) = cuda.why_not("sliding_window_attention", OnCuda())
     assert "built without CUDA" in cupy
 
 
@@ -58,7 +58,7 @@ def test_reasons_name_the_package_to_install(monkeypatch):
     ],
 )
 def test_reasons_know_the_operators(op, expected):
-    reasons = cuda_backend.why_not(op, torch.zeros(1))
+    reasons = cuda.why_not(op, torch.zeros(1))
     assert any("no CUDA kernel" in reason for reason in reasons) == expected
 
 
@@ -67,18 +67,18 @@ def test_reasons_know_the_operators(op, expected):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 @pytest.mark.parametrize("gather", [False, True])
 def test_tiles_cover_the_map_within_the_limits(size, planes, dtype, gather):
-    for kernel_size in kernels.KERNEL_SIZES:
-        for stride in kernels.TILED_STRIDES:
-            rows = 1 if gather else kernels.query_rows(kernel_size, dtype)
+    for kernel_size in sources.KERNEL_SIZES:
+        for stride in sources.TILED_STRIDES:
+            rows = 1 if gather else sources.query_rows(kernel_size, dtype)
             window = dict(kernel_size=kernel_size, stride=stride, rows=rows, gather=gather)
-            tiles = kernels.cut_tiles(size, planes, 64, dtype, **window)
-            x, y, z = tiles.block
-            assert tiles.tiles_y * y * rows >= size[0]
-            assert tiles.tiles_x * x >= size[1]
-            assert tiles.grid // (tiles.tiles_y * tiles.tiles_x) * z >= planes
+            cut = tiles.cut_tiles(size, planes, 64, dtype, **window)
+            x, y, z = cut.block
+            assert cut.tiles_y * y * rows >= size[0]
+            assert cut.tiles_x * x >= size[1]
+            assert cut.grid // (cut.tiles_y * cut.tiles_x) * z >= planes
             assert x * y * z <= 128
-            assert tiles.chunk >= 1
-            assert tiles.shared_bytes <= 48 * 1024
+            assert cut.chunk >= 1
+            assert cut.shared_bytes <= 48 * 1024
 
 
 def test_scalars_are_typed():
@@ -95,16 +95,11 @@ def test_what_a_kernel_cannot_count_is_refused(emulated):
         launcher.launch("difference", "difference_forward<float, 3>", 1, (1, 1, 1), (x, 2**31))
     with pytest.raises(acmix.InputError, match="contiguous"):
         launcher.launch("difference", "any", 1, (1, 1, 1), (x, torch.zeros(2, 3).T))
+    wide = x[:, :0].expand(1, 0, 2**16, 2**16)
     with pytest.raises(acmix.InputError, match="fewer than 2\\*\\*31 pixels"):
-        subtraction(*[x[:, :0].expand(1, 0, 2**16, 2**16)] * 2, kernel_size=3)
+        ops.difference(wide, wide, 3, 1, 1, True)
     with pytest.raises(acmix.InputError, match="too wide to reflect"):
-        subtraction(x, x, kernel_size=3, reflect=True)
-
-
-def test_backward_of_no_images(emulated):
-    q = torch.zeros(0, 2, 4, 5, 5, requires_grad=True)
-    attention(q, q, q).sum().backward()
-    assert q.grad.shape == q.shape
+        ops.difference(x, x, 3, 1, 1, True)
 
 
 @pytest.fixture
@@ -122,13 +117,13 @@ def _reserve(*shape):
         pytest.skip(f"more than 2**31 elements cannot be reserved here: {error}")
 
 
-def test_subtraction_beyond_32_bits(emulate, unfilled_memory):
+def test_difference_beyond_32_bits(emulate, unfilled_memory):
     """The last channel of an output of more than 2³¹ elements."""
     channels, size = 700, 256
     a, b = (_reserve(1, channels, size, size) for _ in range(2))
     a[:, -1], b[:, -1] = 3, 1
     emulate(first_block=lambda grid: grid - size * size // 128)
-    out = cuda_backend.subtraction_forward(a, b, 7, 1, 1, True)
+    out = ops.difference(a, b, 7, 1, 1, True)
     assert out.numel() > 2**31
     assert (out[0, -1] == 2).all()
 
@@ -140,7 +135,7 @@ def test_attention_beyond_32_bits(emulate, unfilled_memory):
     assert x.numel() > 2**31
     x[:, -2:, :, -40:] = 1
     emulate(first_block=lambda grid: grid - 16)
-    out, lse = cuda_backend.attention_forward(x, x, x, 7, 1, 1)
+    out, lse = ops.attention(x, x, x, 7, 1, 1)
     assert (out[0, -1, :, -4:, -16:] == 1).all()
     expected = torch.tensor(channels**0.5 + math.log(49))
     torch.testing.assert_close(lse[0, -1, -1, -1], expected)

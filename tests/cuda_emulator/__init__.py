@@ -1,8 +1,8 @@
 """CUDA kernels on the CPU, behind the calling convention of ``cupy.RawModule``.
 
 The untouched kernel text is compiled by g++ behind ``device.h``; ``runtime.cpp`` runs its threads.
-``EmulatedRuntime`` takes the place of ``acmix.cuda.launcher.runtime``, so that launch geometry,
-argument order and argument types are those of the real launch.
+``EmulatedRuntime`` takes the place of ``acmix.backends.cuda.launcher.runtime``, so that launch
+geometry, argument order and argument types are those of the real launch.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from acmix.cuda import kernels
+from acmix.backends.cuda import sources
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-w")
@@ -46,7 +46,7 @@ def why_not() -> str | None:
 
 
 class EmulatedRuntime:
-    """Stands in for ``acmix.cuda.launcher.CupyRuntime`` with tensors of the CPU.
+    """Stands in for ``acmix.backends.cuda.launcher.CupyRuntime`` with tensors of the CPU.
 
     Args:
         check: Compile for and run with the checks of ``runtime.cpp``.
@@ -66,9 +66,9 @@ class EmulatedRuntime:
         yield
 
     def module(self, stem, name, tensor):
-        text = kernels.source(stem)
+        text = sources.source(stem)
         # One library for all kernels of a source and dtype, or for the single one of an edit.
-        names = kernels.names(stem, tensor.dtype)
+        names = sources.names(stem, tensor.dtype)
         if self.edit is not None:
             text, names = self.edit(text), [name]
         return EmulatedModule(self, _library(text, tuple(names), self.check), names)

@@ -3,7 +3,7 @@
 It tests what g++ can't: the compiler that users run, its approximate exponential, its half
 conversions. The threads of a block are the lanes of numpy arrays; the lanes with the lowest
 program counter run next. An instruction it does not know raises. ``PtxRuntime`` takes the place of
-``acmix.cuda.launcher.runtime``.
+``acmix.backends.cuda.launcher.runtime``.
 """
 
 import operator

@@ -1,1 +1,1 @@
-"""What makes other projects know our layers; each module needs its project installed."""
+"""Other people's trainers: a module for each, which asks for their package when imported."""

@@ -143,6 +143,7 @@ class SafeCheckpointHook(CheckpointHook):
                 hub.runtime_info.pop(name.replace("best_ckpt", "best_score"), None)
         if at_home and is_main_process():
             self._clear_best(runner)
+            write_text(Path(runner.work_dir, "last_checkpoint"), str(resumed))
 
     def _clear_best(self, runner) -> None:
         """Remove best checkpoints that a better one replaced, of each score that has one."""

@@ -12,20 +12,22 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import HOOKS
 
+from acmix import digests
+
 _HISTORY = "history_buffer"
 
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Turns a checkpoint into plain data before it is saved."""
+    """Turns a checkpoint into plain data with a digest of every tensor before it is saved."""
 
     priority = "LOWEST"
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Replace every object by plain data, in place."""
+        """Replace every object by plain data and add the digests, in place."""
         plain = to_plain(checkpoint)
         checkpoint.clear()
-        checkpoint.update(plain)
+        checkpoint.update(plain, **{digests.KEY: digests.digests_of(plain)})
 
 
 def to_plain(value: Any, name: str = "checkpoint") -> Any:

@@ -4,12 +4,14 @@ import math
 
 from torch import Tensor, nn
 
-from acmix.checks import check_odd, check_positive, require
+from acmix.checks import check_odd, check_positive, has_shape, not_empty, require
 from acmix.functional import sliding_window_attention, sliding_window_paths
 from acmix.fx import fx_leaf
 from acmix.geometry import output_size
+from acmix.modules.baking import joined_projections
 from acmix.modules.base import ACmixBase
 from acmix.modules.children import encode_position, is_plain, project
+from acmix.tracing import unflatten
 
 
 class ACmix2d(ACmixBase):
@@ -44,6 +46,7 @@ class ACmix2d(ACmixBase):
         torch.Size([1, 64, 17, 29])
     """
 
+    takes_norm = True
     PROJECTIONS = ("conv1", "conv2", "conv3", "conv_p")
 
     def __init__(
@@ -84,9 +87,9 @@ class ACmix2d(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
-        qkv = project(x, self.conv1, self.conv2, self.conv3)
+        qkv = self.qkv(x) if self.deployed else project(x, self.conv1, self.conv2, self.conv3)
         att: Tensor | None
         conv: Tensor | None
         if self._joint:
@@ -99,18 +102,21 @@ class ACmix2d(ACmixBase):
     @property
     def _joint(self) -> bool:
         """Whether one operator does both paths."""
-        both = self.has_attention and self.has_convolution
-        return both and self.dep_conv.learnable and is_plain(self.fc, nn.Conv2d)
+        if not (self.has_attention and self.has_convolution and self.dep_conv.learnable):
+            return False
+        if self.fc is None:
+            return self.dep_conv.inputs == self.maps
+        return is_plain(self.fc, nn.Conv2d) and self.fc.bias is None
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
-        q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
+        q, k, v = unflatten(qkv, 1, (3, self.num_heads, self.head_dim)).unbind(1)
         out = sliding_window_attention(q, k, v, self._position(qkv), **self._window())
         return out.flatten(1, 2)
 
     def _both(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """F_att and beta * F_conv."""
-        fc = self.fc.weight.flatten(1)
+        qkv, fc, _ = self._layer_over_maps(qkv)
         kernels = self.scaled_kernels(fc)
         return sliding_window_paths(qkv, self._position(qkv), fc, kernels, **self._window())
 
@@ -124,7 +130,15 @@ class ACmix2d(ACmixBase):
 
     def _position(self, qkv: Tensor) -> Tensor:
         """Position encoding, (D, H, W)."""
+        return self._sizes.get(qkv, self._encode) if self.deployed else self._encode(qkv)
+
+    def _encode(self, qkv: Tensor) -> Tensor:
         return encode_position(self.conv_p, like=qkv)
+
+    def _fold(self) -> None:
+        self.qkv = joined_projections(self, self.in_channels)
+        super()._fold()
+        del self.conv1, self.conv2, self.conv3
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size (paper Table 1, and the position term).

@@ -1,14 +1,18 @@
 """What every ACmix layer shares: the convolution path and the mix of the two paths."""
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
+from acmix.backends.folding import MAX_FOLDED_MAPS, fold
 from acmix.checks import check_choice, check_odd, check_positive, require
 from acmix.errors import InputError
 from acmix.functional import convolution_path
+from acmix.modules.baking import baked
 from acmix.modules.children import is_plain, reset_children
+from acmix.modules.deployable import Deployable
+from acmix.modules.positions import SizeCache
 from acmix.modules.shift import ShiftKernels
 
 # How alpha and beta are made, one row each in the paper's Table 6.
@@ -22,7 +26,7 @@ MIX_MODES = (
 )
 
 
-class ACmixBase(nn.Module):
+class ACmixBase(Deployable):
     """Parameters and steps shared by the attention forms; subclasses add projections and attention.
 
     out = alpha * F_att + beta * F_conv, with alpha = ``rate1`` and beta = ``rate2``, both 0.5 at
@@ -47,6 +51,9 @@ class ACmixBase(nn.Module):
     RATES = ("rate1", "rate2")
     CONVOLUTION = ("fc.weight", "fc.bias", "dep_conv.weight")
 
+    # No layer where it is folded into the kernels.
+    fc: nn.Conv2d | None
+
     def __init__(
         self,
         dim: int,
@@ -70,10 +77,15 @@ class ACmixBase(nn.Module):
         self.kernel_conv, self.mix, self.backend = kernel_conv, mix, backend
         self.has_attention = mix != "convolution"
         self.has_convolution = mix != "attention"
+        self._sizes = SizeCache()
+        # What a norm behind the layer adds, once it is folded in, (C, 1, 1).
+        self.offset: nn.Parameter | None
+        self.register_parameter("offset", None)
         if mix.startswith("alpha"):
             self.rate1 = nn.Parameter(torch.empty(1))
         if mix == "alpha_beta":
             self.rate2 = nn.Parameter(torch.empty(1))
+        self.fc = None
         if self.has_convolution:
             self.fc = nn.Conv2d(self.maps, kernel_conv**2, kernel_size=1, bias=fc_bias)
             self.dep_conv = ShiftKernels(self.head_dim, num_heads, kernel_conv, shift)
@@ -86,6 +98,7 @@ class ACmixBase(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start anew: this layer's own parameters and buffers, and those of all its children."""
+        self._refuse_deployed("reset_parameters()")
         reset_children(self)
         self.reset_own_parameters()
 
@@ -124,6 +137,10 @@ class ACmixBase(nn.Module):
 
     def _layer_over_maps(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Maps, weight and bias of the layer over the maps, as ``convolution_path`` takes them."""
+        if self.fc is None:
+            # Folded; a bias became the kernel of a map of ones.
+            layer = qkv.new_empty(0, self.maps)
+            return qkv, layer, layer[:, 0] if self.dep_conv.inputs > self.maps else None
         if is_plain(self.fc, nn.Conv2d):
             return qkv, self.fc.weight.flatten(1), self.fc.bias
         maps = qkv.unflatten(1, (-1, self.head_dim))
@@ -141,6 +158,10 @@ class ACmixBase(nn.Module):
             return self.rate2
         return 1 - self.rate1 if self.mix == "alpha_complement" else None
 
+    def alpha(self) -> Tensor | None:
+        """Factor of the attention path, (1,), or ``None`` for 1; (C, 1, 1) with a norm."""
+        return getattr(self, "rate1", None)
+
     def add_paths(self, att: Tensor | None, conv: Tensor | None) -> Tensor:
         """Add the paths: alpha * F_att + beta * F_conv (paper Eq. 10).
 
@@ -148,14 +169,65 @@ class ACmixBase(nn.Module):
             att: F_att, or ``None`` where the mix has no attention path.
             conv: beta * F_conv, or ``None`` where the mix has no convolution path.
         """
-        if conv is None:
-            assert att is not None  # A mix has at least one path.
-            return att
-        if att is None:
-            return conv
+        path = att if conv is None else conv
+        assert path is not None  # A mix has at least one path.
+        if self.offset is not None:
+            offset = self.offset.to(path.dtype)
+            conv = offset if conv is None else conv + offset
+        if att is None or conv is None:
+            return path if conv is None else conv
+        alpha = self.alpha()
+        return att + conv if alpha is None else torch.addcmul(conv, att, alpha.to(att.dtype))
+
+    def _fold(self) -> None:
+        """Fold beta, the shift kernels and a small layer over the maps into one kernel."""
+        if self.fc is None:
+            return
+        fc = baked(self.fc, "fc", self.maps, nn.Conv2d)
+        layer = fc.weight.flatten(1)
+        kernels = self.scaled_kernels(layer)
+        if not self.dep_conv.learnable:
+            kernels = kernels.repeat_interleave(self.num_heads, dim=0)
+        self.fc = None if self.maps <= MAX_FOLDED_MAPS else fc
+        if self.fc is None:
+            layer = layer if fc.bias is None else torch.cat([layer, fc.bias[:, None]], dim=1)
+            kernels = fold(kernels, layer)
+        self.dep_conv = ShiftKernels.of(kernels, self.head_dim)
+        if self.mix == "alpha_beta":
+            del self.rate2
+        if self.mix.startswith("alpha"):
+            self.mix = "alpha_one"
+
+    def _fold_alpha(self, proj: nn.Linear) -> None:
+        """Multiply a projection of the attention alone by alpha, which is a factor no more."""
+        alpha = self.alpha()
+        if alpha is not None:
+            proj.weight.mul_(alpha)
+            proj.bias.mul_(alpha)
+            del self.rate1
+            self.mix = "one_one"
+
+    def _fold_norm(self, scale: Tensor, offset: Tensor) -> None:
+        """Scale both paths, the attention by alpha: it is linear in v, which both paths read."""
+        column, alpha = scale.view(-1, 1, 1), self.alpha()
+        if self.has_convolution:
+            self.dep_conv.weight.mul_(column[..., None])
+        if self.has_attention:
+            self.rate1 = nn.Parameter(column if alpha is None else column * alpha)
         if self.mix == "one_one":
-            return att + conv
-        return torch.addcmul(conv, att, self.rate1.to(att.dtype))
+            self.mix = "alpha_one"
+        moved = 0 if self.offset is None else self.offset * column
+        self.offset = nn.Parameter(offset.view(-1, 1, 1) + moved)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Convert as torch does; what was made of the parameters is made anew."""
+        self._sizes.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load as torch does; what was made of the parameters is made anew."""
+        self._sizes.clear()
+        super()._load_from_state_dict(*args)
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuse ``torch.jit.script``, which asks this of every module before it looks inside."""

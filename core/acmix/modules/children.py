@@ -5,8 +5,10 @@ from typing import TypeGuard, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from acmix.geometry import pixel_grid
+from acmix.tracing import unflatten
 
 Child = TypeVar("Child", bound=nn.Module)
 
@@ -28,12 +30,12 @@ def is_plain(child: nn.Module, kind: type[Child]) -> TypeGuard[Child]:
     )
 
 
-def has_statistics(norm: nn.BatchNorm2d) -> bool:
+def has_statistics(norm: _BatchNorm) -> bool:
     """Whether a norm is a fixed affine map: in evaluation, with running statistics and weights."""
     return not norm.training and norm.running_var is not None and norm.affine
 
 
-def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def affine_of(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Scale and bias, each (C,), of a norm that ``has_statistics``."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -71,7 +73,7 @@ def encode_position(conv: nn.Conv2d, like: Tensor) -> Tensor:
     grid = pixel_grid(size, like=conv.weight)[0].flatten(1)
     # A product, as torch's convolution of two channels is slow.
     position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid)
-    return position.unflatten(1, size).to(like.dtype)
+    return unflatten(position, 1, size).to(like.dtype)
 
 
 def reset_children(layer: nn.Module) -> None:

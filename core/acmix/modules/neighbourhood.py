@@ -3,13 +3,22 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from acmix.checks import check_choice, check_odd, check_positive, require
+from acmix.checks import check_choice, check_odd, check_positive, has_shape, not_empty, require
 from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
 from acmix.fx import fx_leaf
 from acmix.geometry import can_reflect, neighbours
+from acmix.modules.baking import joined_projections
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import affine_of, encode_position, has_statistics, is_plain
+from acmix.modules.children import (
+    affine_of,
+    encode_position,
+    has_statistics,
+    is_plain,
+    project,
+)
+from acmix.tracing import is_known
 
 SAN_ATTENTIONS = ("patchwise", "pairwise")
 
@@ -49,6 +58,8 @@ class PatchwiseACmix(ACmixBase):
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
     """
+
+    takes_norm = True
 
     def __init__(
         self,
@@ -94,15 +105,16 @@ class PatchwiseACmix(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
-        q, k, v = self.conv1(x), self.conv2(x), self.conv3(x)
-        att = self._attend(q, k, v) if self.has_attention else None
-        conv = self.convolve(q, k, v) if self.has_convolution else None
+        qkv = self.qkv(x) if self.deployed else project(x, self.conv1, self.conv2, self.conv3)
+        att = self._attend(qkv) if self.has_attention else None
+        conv = self.convolve(qkv) if self.has_convolution else None
         return self.add_paths(att, conv)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, (B, C, H, W)."""
+        q, k, v = qkv.split((self.head_dim, self.head_dim, self.dim), dim=1)
         weigh = self._patchwise if self.attention == "patchwise" else self._pairwise
         # Under autocast the softmax gives float32.
         weights = weigh(q, k).to(v.dtype)
@@ -112,13 +124,15 @@ class PatchwiseACmix(ACmixBase):
 
     def _pairwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
-        position = encode_position(self.conv_p, like=q)[None]
-        relation, offset = (
-            neighbourhood_difference(a, b, kernel_size=self.kernel_att, backend=self.backend)
-            for a, b in ((q, k), (position, position))
-        )
-        pairs = torch.cat([relation, offset.expand(len(q), -1, -1, -1, -1)], dim=1)
+        relation = neighbourhood_difference(q, k, kernel_size=self.kernel_att, backend=self.backend)
+        distance = self._sizes.get(q, self._distances) if self.deployed else self._distances(q)
+        pairs = torch.cat([relation, distance.expand(q.shape[0], -1, -1, -1, -1)], dim=1)
         return self.conv_w(pairs.flatten(3)).unflatten(3, q.shape[-2:]).softmax(dim=2)
+
+    def _distances(self, q: Tensor) -> Tensor:
+        """Differences of the positions of a neighbourhood, (1, 2, k², H, W)."""
+        position = encode_position(self.conv_p, like=q)[None]
+        return neighbourhood_difference(position, kernel_size=self.kernel_att, backend=self.backend)
 
     def _patchwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W)."""
@@ -132,7 +146,8 @@ class PatchwiseACmix(ACmixBase):
 
     def _shifted(self, k: Tensor) -> list[Tensor]:
         """K at every offset of the neighbourhood, row by row, as views."""
-        reflect = can_reflect(k.shape[-2:], self.kernel_att // 2)
+        size = k.shape[-2:]
+        reflect = not is_known(*size) or can_reflect(size, self.kernel_att // 2)
         return neighbours(k, self.kernel_att, reflect=reflect)
 
     def _patches(self, q: Tensor, k: Tensor) -> Tensor:
@@ -152,7 +167,8 @@ class PatchwiseACmix(ACmixBase):
         shifted = self._shifted(k)
 
         centre = torch.addcmul(bias[of_q, None, None], q, scale[of_q, None, None])
-        hidden = F.conv2d(centre.relu_(), conv.weight[:, of_q])
+        # A bias where the norm behind the convolution has been folded into it.
+        hidden = F.conv2d(centre.relu_(), conv.weight[:, of_q], conv.bias)
         for y in range(self.kernel_att):
             row = [
                 torch.addcmul(biases[:, y, x], shifted[y * self.kernel_att + x], scales[:, y, x])
@@ -162,6 +178,19 @@ class PatchwiseACmix(ACmixBase):
             weight = weights[:, :, y].transpose(1, 2).flatten(1, 2)
             hidden = hidden + F.conv2d(torch.cat(row, dim=1).relu_(), weight)
         return hidden
+
+    def _fold(self) -> None:
+        self.qkv = joined_projections(self, self.in_channels)
+        super()._fold()
+        del self.conv1, self.conv2, self.conv3
+        if self.has_attention:
+            self._fold_second_norm()
+
+    def _fold_second_norm(self) -> None:
+        """Fold the second norm of φ into the convolution before it; a ReLU follows the first."""
+        conv, norm = self.conv_w[2:4]
+        if is_plain(conv, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d) and has_statistics(norm):
+            self.conv_w[2], self.conv_w[3] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size."""

@@ -39,6 +39,13 @@ class ShiftKernels(nn.Module):
             self.weight = nn.Parameter(torch.empty(size))
             self.reset_parameters()
 
+    @classmethod
+    def of(cls, kernels: Tensor, head_dim: int) -> "ShiftKernels":
+        """Learned kernels (C, maps, k_c, k_c), of as many maps as they read."""
+        made = cls(head_dim, len(kernels) // head_dim, kernels.shape[-1], "learnable")
+        made.weight = nn.Parameter(kernels.clone())
+        return made
+
     def reset_parameters(self) -> None:
         """Set the kernels to their start: the shifts, or random numbers in mode ``"random"``."""
         if self.mode == "random":
@@ -46,6 +53,11 @@ class ShiftKernels(nn.Module):
         elif self.learnable:
             with torch.no_grad():
                 self.weight.copy_(one_hot_shifts(self.kernel_size, like=self.weight))
+
+    @property
+    def inputs(self) -> int:
+        """Maps that a group reads: the taps, or those that are folded into learned kernels."""
+        return self.weight.shape[1] if self.learnable else self.kernel_size**2
 
     def forward(self, like: Tensor) -> Tensor:
         """The kernels; those that are not learnable are made here, in the kind of ``like``."""

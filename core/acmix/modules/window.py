@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acmix.checks import check_positive, require
+from acmix.checks import check_positive, has_shape, not_empty, require
 from acmix.functional import window_attention
 from acmix.fx import fx_leaf
-from acmix.geometry import pad_missing
+from acmix.geometry import missing, pad_missing
+from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
 
 
@@ -104,15 +105,11 @@ class WindowACmix(ACmixBase):
         Returns:
             (B, H, W, C).
         """
-        require(
-            x.dim() == 4 and x.shape[-1] == self.dim and min(x.shape[1:3]) > 0,
-            "input shape",
-            tuple(x.shape),
-            f"give (B, H, W, {self.dim})",
-        )
+        fits = has_shape(x, None, None, None, self.dim) and not_empty(*x.shape[1:3])
+        require(fits, "input shape", tuple(x.shape), f"give (B, H, W, {self.dim})")
         height, width = x.shape[1:3]
         win_h, win_w = self.window_size
-        x = pad_missing(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
+        x = pad_missing(x, (0, 0, 0, missing(width, win_w), 0, missing(height, win_h)))
         qkv = self.qkv(x)
         att = self._attend(qkv, mask) if self.has_attention else None
         conv = self._convolve_pixels(qkv) if self.has_convolution else None
@@ -124,7 +121,7 @@ class WindowACmix(ACmixBase):
         win_h, win_w = self.window_size
         rows, cols = height // win_h, width // win_w
         qkv = qkv.view(batch, rows, win_h, cols, win_w, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3)
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3).unbind()
         out = window_attention(
             q,
             k,
@@ -144,9 +141,20 @@ class WindowACmix(ACmixBase):
 
     def _position_bias(self) -> Tensor:
         """Relative position bias, (N, L, L)."""
+        if self.deployed:
+            return self.position_bias
         length = self.relative_position_index.shape[0]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return bias.view(length, length, self.num_heads).permute(2, 0, 1)
+
+    def _fold(self) -> None:
+        if self.has_attention:
+            self.proj = baked(self.proj, "proj", self.dim, nn.Linear)
+            self.position_bias = nn.Parameter(self._position_bias().contiguous())
+            del self.relative_position_bias_table, self.relative_position_index
+        super()._fold()
+        if self.has_attention:
+            self._fold_alpha(self.proj)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Multiply-adds for one map of this input size, padded to windows (paper Table 1)."""

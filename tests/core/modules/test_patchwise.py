@@ -6,7 +6,7 @@ import torch
 import acmix
 from acmix import PatchwiseACmix
 from layer_contract import LayerContract
-from layers import LAYERS
+from layers import LAYERS, randomised
 
 
 def neighbour(index, size, reach):
@@ -70,7 +70,7 @@ class TestPairwise(TestPatchwise):
 
 @torch.no_grad
 def test_patchwise_weights_need_no_unfolded_keys_in_evaluation():
-    layer, _ = TestPatchwise().sample()
+    layer = randomised(PatchwiseACmix(6, 16, 5)).double().eval()
     q, k = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(2))
     unfolded = layer.conv_w(layer._patches(q, k)).unflatten(1, (layer.shared, 25))
     torch.testing.assert_close(layer._patchwise(q, k), unfolded)

@@ -1,9 +1,8 @@
 """Aggregation of a neighbourhood."""
 
-from operator_contract import SUMMED_BY_TILE, CpuContract
+from operator_contract import CpuContract
 from operators import Aggregation
 
 
 class TestAggregation(CpuContract):
     operator = Aggregation()
-    threads = CpuContract.threads | SUMMED_BY_TILE

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 import acmix
-from operator_contract import SUMMED_BY_TILE, CpuContract
+from operator_contract import CpuContract
 from operators import Attention, Case
 
 
 class TestAttention(CpuContract):
     operator = Attention()
-    threads = CpuContract.threads | SUMMED_BY_TILE
 
 
 def test_only_differences_of_the_position_count():

@@ -1,13 +1,12 @@
 """Both paths on one set of projections."""
 
 import acmix
-from operator_contract import SMALL, SUMMED_BY_TILE, CpuContract, needs_kernels
+from operator_contract import SMALL, CpuContract, needs_kernels
 from operators import Case, Paths
 
 
 class TestPaths(CpuContract):
     operator = Paths()
-    threads = CpuContract.threads | SUMMED_BY_TILE
     sizes = {
         "folded": Case((13, 11), stride=2, heads=4, depth=16),
         "layer": Case((13, 11), heads=6, depth=8),

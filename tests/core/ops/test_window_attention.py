@@ -1,9 +1,9 @@
 """Attention inside windows."""
 
-from operator_contract import Contract
+from operator_contract import ArgumentContract
 from operators import WindowAttention
 
 
-class TestWindowAttention(Contract):
+class TestWindowAttention(ArgumentContract):
     operator = WindowAttention()
     backends = (None, "torch")

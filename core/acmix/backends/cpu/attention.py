@@ -18,8 +18,8 @@ __all__ = ["attend", "attend_backward", "sliding_window_attention"]
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
-    maps = (computable(x) for x in (q, k, v))
-    out, lse = attend(*maps, None, (kernel_size, stride, dilation), like=q)
+    maps = [computable(x) for x in (q, k, v)]
+    out, lse = attend(maps, None, (kernel_size, stride, dilation), like=q)
     return out.to(q.dtype), lse
 
 
@@ -41,15 +41,13 @@ def _backward(
     if stride > 1:
         grads[0].zero_()
     window = (kernel_size, stride, dilation)
-    attend_backward(computable(grad), *maps, None, lse, window, grads)
+    attend_backward(computable(grad), maps, None, lse, window, grads)
     dq, dk, dv = (x.to(q.dtype) for x in grads)
     return dq, dk, dv
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    maps: Sequence[Tensor],
     position: Tensor | None,
     window: tuple[int, int, int],
     like: Tensor,
@@ -57,13 +55,12 @@ def attend(
     """Attention of maps in the kernels' own dtype, and its log-sum-exp.
 
     Args:
-        q: (B, N, D, H, W), like k and v.
-        k: Keys.
-        v: Values.
+        maps: Queries, keys and values, each (B, N, D, H, W).
         position: Taken off the keys, in their shape; ``None`` for none.
         window: Kernel size, stride, dilation.
         like: Maps in whose memory format the result is.
     """
+    q, k, v = maps
     kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
     size = output_size(q.shape[3:], stride)
     out, lse = empty_map(like, (*q.shape[:3], *size), q.dtype), empty_lse(q, size)
@@ -77,15 +74,14 @@ def attend(
 
 def attend_backward(
     grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    maps: Sequence[Tensor],
     position: Tensor | None,
     lse: Tensor,
     window: tuple[int, int, int],
     grads: Sequence[Tensor],
 ) -> None:
     """Write the gradients of q, k and v into ``grads``; with a stride, that of q must be zero."""
+    q, k, v = maps
     kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
     dq, dk, dv = grads
     library.load().run(

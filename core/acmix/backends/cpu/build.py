@@ -69,10 +69,8 @@ def cached_library(compiler: list[str]) -> Path:
     recipe = [compiler_version(compiler), *compiler, *_FLAGS, platform.machine()]
     digest.update(repr([recipe, _X86_VARIANTS]).encode())
     root = os.environ.get("ACMIX_CACHE_DIR")
-    if root is None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = Path(root) / "acmix"
-    return Path(root) / digest.hexdigest()[:16] / "libacmix_cpu.so"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root or Path(caches, "acmix")) / digest.hexdigest()[:16] / "libacmix_cpu.so"
 
 
 def build(target: Path, compiler: list[str] | None = None) -> Path:
@@ -90,7 +88,7 @@ def build(target: Path, compiler: list[str] | None = None) -> Path:
         # In the target's directory, so that the rename is atomic: of two processes that build at
         # once, both succeed and the last one wins with an equal file.
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            jobs = [("dispatch", "dispatch.cpp", [])]
+            jobs: list[tuple[str, str, list[str]]] = [("dispatch", "dispatch.cpp", [])]
             for name, options in variants.items():
                 for source in KERNELS:
                     jobs.append((f"{name}_{source}", source, [f"-DACMIX_ISA={name}", *options]))
@@ -111,8 +109,10 @@ def build(target: Path, compiler: list[str] | None = None) -> Path:
 
 def _run_together(commands: list[list[str]]) -> None:
     """Run compiler commands at once; raise with the output of the first that fails."""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    running = [subprocess.Popen(command, **pipes) for command in commands]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in commands
+    ]
     outputs = [process.communicate()[0] for process in running]
     for command, process, output in zip(commands, running, outputs, strict=True):
         if process.returncode:

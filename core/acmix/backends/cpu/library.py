@@ -179,15 +179,18 @@ class Library:
 
 def _fill(struct: ctypes.Structure, values: Mapping[str, int | Tensor | None]) -> None:
     """Set fields by name: a tensor gives a map or an address, ``None`` leaves the field zero."""
-    kinds = dict(struct._fields_)
+    kinds = {field[0]: field[1] for field in struct._fields_}
     for name, value in values.items():
         # Looked up first: ctypes takes an unknown name for a new attribute.
         kind = kinds[name]
         if isinstance(value, Tensor):
-            address, stride = value.data_ptr(), value.stride()
-            value = _Map(address, (ctypes.c_int64 * 5)(*stride)) if kind is _Map else address
-        if value is not None:
+            setattr(struct, name, _describe(value) if kind is _Map else value.data_ptr())
+        elif value is not None:
             setattr(struct, name, value)
+
+
+def _describe(tensor: Tensor) -> _Map:
+    return _Map(tensor.data_ptr(), (ctypes.c_int64 * 5)(*tensor.stride()))
 
 
 def load() -> Library:
@@ -198,8 +201,8 @@ def load() -> Library:
         acmix.backends.cpu.build.BuildError: It can't be built.
     """
     found, problem = _load_once()
-    if problem is not None:
-        raise problem
+    if found is None:
+        raise problem or OSError("the CPU library is missing")
     return found
 
 
@@ -244,8 +247,8 @@ def _openmp_pool() -> int | None:
         return None
     names = ("libgomp", "libomp", "libiomp")
     paths = {line.split(maxsplit=5)[-1] for line in maps if "/" in line}
-    paths = [path for path in paths if Path(path).name.startswith(names)]
-    for path in sorted(paths, key=lambda path: "torch" not in path):
+    libraries = [path for path in paths if Path(path).name.startswith(names)]
+    for path in sorted(libraries, key=lambda path: "torch" not in path):
         try:
             entry = ctypes.CDLL(path).GOMP_parallel
         except (OSError, AttributeError):

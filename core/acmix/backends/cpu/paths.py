@@ -37,7 +37,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     like, maps = maps_of(qkv, heads), _packed(qkv, heads)
     attention, lse = attend(
-        *maps.unflatten(1, (3, heads)).unbind(1),
+        maps.unflatten(1, (3, heads)).unbind(1),
         _position_of_keys(position, maps, heads),
         (kernel_size, stride, dilation),
         like=maps,
@@ -67,7 +67,7 @@ def _backward(
     grads = dmaps.unflatten(1, (3, heads)).unbind(1)
     attend_backward(
         computable(grad_attention).unflatten(1, (heads, -1)),
-        *maps.unflatten(1, (3, heads)).unbind(1),
+        maps.unflatten(1, (3, heads)).unbind(1),
         _position_of_keys(position, maps, heads),
         lse,
         (kernel_size, stride, dilation),

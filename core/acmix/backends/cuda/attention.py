@@ -7,7 +7,7 @@ from acmix import ops
 from acmix.backends.cuda.launcher import launch
 from acmix.backends.cuda.sources import TYPES, has_tiles, query_rows
 from acmix.backends.cuda.tiles import check_plane, cut_pixels, cut_tiles
-from acmix.geometry import can_reflect, output_size
+from acmix.geometry import can_reflect, output_size, usable_window
 from acmix.ops.attention import empty_lse, sliding_window_attention
 from acmix.ops.registration import kernel
 
@@ -65,6 +65,7 @@ class _Attention:
     def __init__(self, k: Tensor, kernel_size: int, stride: int, dilation: int) -> None:
         batch, heads, self.channels, height, width = k.shape
         self.planes, self.in_size = batch * heads, (height, width)
+        kernel_size, stride, dilation = usable_window(self.in_size, kernel_size, stride, dilation)
         self.dtype, self.stride, self.kernel_size = k.dtype, stride, kernel_size
         self.out_size = output_size(self.in_size, stride)
         self.window = (kernel_size, stride, dilation)

@@ -14,7 +14,7 @@ TYPES = {
     torch.float16: "__half",
     torch.bfloat16: "__nv_bfloat16",
 }
-# No fast-math: the log-sum-exp of the forward must be the one that the backward subtracts.
+# No fast-math: the log-sum-exp of the forward must be the one that the backward takes off.
 COMPILE_OPTIONS = ("-std=c++17",)
 # Channels of one thread: CHANNELS of aggregation.cu.
 CHANNELS = 8

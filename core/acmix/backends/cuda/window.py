@@ -8,7 +8,7 @@ from acmix.backends.cuda.launcher import launch
 from acmix.backends.cuda.sources import KERNEL_SIZES, TYPES
 from acmix.backends.cuda.tiles import Pixels, check_plane
 from acmix.checks import require
-from acmix.geometry import can_reflect, output_size
+from acmix.geometry import can_reflect, output_size, usable_window
 
 
 class Window:
@@ -26,6 +26,8 @@ class Window:
         pad = dilation * (kernel_size // 2)
         fits = not reflect or can_reflect(size, pad)
         require(fits, "padding", pad, f"is too wide to reflect a map of {tuple(size)}")
+        # Offsets beyond the map are all alike, but each has a weight or a difference of its own.
+        _, stride, dilation = usable_window(size, kernel_size, stride, dilation)
         check_plane(size, kernel_size, stride, dilation)
         self.dtype, self.kernel_size, self.in_size = dtype, kernel_size, tuple(size)
         self.out_size = output_size(size, stride)

@@ -57,14 +57,35 @@ INLINE int64_t common_divisor(int64_t a, int64_t b) {
 }
 
 // Interleaves heads while that fills more lanes and leaves a group for every thread.
-INLINE int64_t heads_together(const Plan& p, int lanes) {
+INLINE int64_t heads_together(const Plan& p, int lanes, int64_t threads) {
     int64_t group = 1;
     auto filled = [&](int64_t g) { return double(p.out_w * g) / round_up(p.out_w * g, lanes); };
     for (int64_t g = 2; g <= lanes && filled(group) < 0.85; g *= 2) {
-        if (ceil_div(p.heads, g) < p.window.threads || g > p.heads) break;
+        if (ceil_div(p.heads, g) < threads || g > p.heads) break;
         if (filled(g) > filled(group)) group = g;
     }
     return group;
+}
+
+// The lanes of a row for heads side by side in groups of `group`.
+template <typename T>
+void set_pitches(Plan& p, int64_t group) {
+    constexpr int L = Simd<T>::kLanes;
+    const Window& w = p.window;
+    int64_t reach = product(w.kernel - 1, w.dilation);
+    p.group = group;
+    p.groups = ceil_div(p.heads, group);
+    // Backward keeps whole rows, since one thread sums the gradients of a head.
+    int64_t most = w.backward ? p.out_w : max_of(128 / group, 1);
+    p.tiles_x = ceil_div(p.out_w, most);
+    p.tile_w = ceil_div(p.out_w, p.tiles_x);
+    p.lanes = round_up(p.tile_w * group, L);
+    int64_t columns = ceil_div(p.lanes, group) + reach / w.stride + 1;
+    p.phase_pitch = round_up(product(columns, group), L);
+    p.key_pitch = odd_lines(product(w.stride, p.phase_pitch), L);
+    p.margin = w.backward ? round_up(product(reach / w.stride, group), L) : 0;
+    // The last key lanes look this far beyond the queries.
+    p.query_pitch = odd_lines(p.margin + max_of(p.lanes, p.phase_pitch), L);
 }
 
 // Rows of a tile of queries: as many as scratch has room for, and enough tiles for all threads.
@@ -100,25 +121,16 @@ Plan make_plan(const Window& window) {
     p.pad = product(w.dilation, w.kernel / 2);
     p.heads = w.batch * w.heads;
     if (p.heads == 0 || p.out_h == 0 || p.out_w == 0) return p;
-    p.group = heads_together(p, L);
-    p.groups = ceil_div(p.heads, p.group);
     int64_t common = common_divisor(w.stride, w.dilation);
     p.apart = w.dilation / common, p.key_step = w.stride / common;
-
-    // Backward keeps whole rows, since one thread sums the gradients of a head.
-    int64_t most = w.backward ? p.out_w : max_of(128 / p.group, 1);
-    p.tiles_x = ceil_div(p.out_w, most);
-    p.tile_w = ceil_div(p.out_w, p.tiles_x);
-    p.lanes = round_up(p.tile_w * p.group, L);
     int64_t reach = product(w.kernel - 1, w.dilation);
-    int64_t columns = ceil_div(p.lanes, p.group) + reach / w.stride + 1;
-    p.phase_pitch = round_up(product(columns, p.group), L);
-    p.key_pitch = odd_lines(product(w.stride, p.phase_pitch), L);
-    p.margin = w.backward ? round_up(product(reach / w.stride, p.group), L) : 0;
-    // The last key lanes look this far beyond the queries.
-    p.query_pitch = odd_lines(p.margin + max_of(p.lanes, p.phase_pitch), L);
-
-    p.tile_h = tile_height<T>(p, reach);
+    if (w.backward) {
+        // Tiles are summed one after another: their height must not depend on the threads.
+        set_pitches<T>(p, heads_together(p, L, 1));
+        p.tile_h = tile_height<T>(p, reach);
+    }
+    set_pitches<T>(p, heads_together(p, L, w.threads));
+    if (!w.backward) p.tile_h = tile_height<T>(p, reach);
     p.tiles_y = ceil_div(p.out_h, p.tile_h);
     p.tile_rows = (p.tile_h - 1) * w.stride + reach + 1;
     p.tiles = w.backward ? 1 : p.tiles_x * p.tiles_y;

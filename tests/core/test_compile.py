@@ -1,0 +1,69 @@
+"""Operators and layers under torch.compile, with its C++ compiler: forward, backward, formats."""
+
+import pytest
+import torch
+
+import operators
+from acmix import ACmix2d
+from layers import LAYERS, randomised
+from operators import Case, stored
+
+LAYOUTS = ("contiguous", "channels_last")
+OPERATORS = ("Attention", "Aggregation", "Convolution", "Difference", "Paths", "WindowAttention")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def assert_compiles(function, leaves, parameters=()):
+    """One graph that gives what eager gives, gradients too, and is not made again."""
+    compiled = torch.compile(function, fullgraph=True)
+
+    def run(call):
+        out = call(*leaves)
+        differentiable = [x for x in (*leaves, *parameters) if x.requires_grad]
+        return out, torch.autograd.grad(out.square().sum(), differentiable)
+
+    expected = run(function)
+    torch.testing.assert_close(run(compiled), expected)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(run(compiled), expected)
+
+
+def compile_layer(layer, inputs, layout):
+    x, *others = inputs
+    leaf = stored(x.double(), layout).detach().requires_grad_()
+    layer = layer.double()
+    assert_compiles(lambda x: layer(x, *others), [leaf], list(layer.parameters()))
+
+
+def test_acmix2d_compiles():
+    compile_layer(ACmix2d(16, 32), (torch.randn(2, 16, 9, 7),), "contiguous")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_compiles(name, layout):
+    kind, case = getattr(operators, name)(), Case((9, 7), 3, stride=2, heads=2, depth=8)
+    leaves = [stored(x, layout).detach().requires_grad_() for x in kind.inputs(case)]
+    assert_compiles(kind.on(case, None), leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_compiles(name, layout):
+    # At the start differences of positions have their mean, zero, at the kink of a ReLU.
+    compile_layer(randomised(LAYERS[name].make()), LAYERS[name].inputs(9, 7), layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [dict(stride=2), dict(dilation=2, num_heads=8)], ids=str)
+def test_acmix2d_with_options_compiles(options):
+    compile_layer(ACmix2d(16, 32, **options), (torch.randn(2, 16, 9, 7),), "channels_last")
