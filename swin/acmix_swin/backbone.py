@@ -115,7 +115,7 @@ def _regions(length: int, window: int, shift: int | Tensor, device: torch.device
     row = torch.arange(length, device=device)
     # The last window holds rows of the bottom and, behind the seam, of the top.
     behind = (row >= length - shift).to(row.dtype)
-    return ((row >= length - window).to(row.dtype) + behind).unflatten(0, (-1, window))
+    return unflatten((row >= length - window).to(row.dtype) + behind, 0, (-1, window))
 
 
 class ACmixSwinBlock(Checkpointed, SwinBlock):
