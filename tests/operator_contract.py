@@ -43,7 +43,7 @@ class Contract:
     operator: Operator
     backends = (pytest.param("cpu", marks=needs_kernels), "torch")
     # Of the error budget.
-    sizes = {"": Case((13, 11), stride=2, heads=4, depth=16)}
+    sizes = {"strided": Case((13, 11), stride=2, heads=4, depth=16)}
 
     def pytest_generate_tests(self, metafunc):
         operator, wanted = self.operator, metafunc.fixturenames
@@ -136,7 +136,7 @@ class RegisteredContract(Contract):
     # Of the backend whose registration is tested.
     registered = "cpu"
     # Layers that are folded into the kernels, and others.
-    registrations = {"": SMALL}
+    registrations = {"small": SMALL}
 
     def pytest_generate_tests(self, metafunc):
         super().pytest_generate_tests(metafunc)

@@ -12,12 +12,13 @@ from support import ROOT
 
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
-    ("acmix.errors", "acmix.suggest"),
-    ("acmix.checks", "acmix.geometry", "acmix.layout"),
+    ("acmix.errors", "acmix.suggest", "acmix.tracing"),
+    ("acmix.checks", "acmix.fx", "acmix.geometry", "acmix.layout"),
     ("acmix.ops", "acmix.reference"),
     ("acmix.backends",),
     ("acmix.functional",),
     ("acmix.modules",),
+    ("acmix.digests", "acmix.reading_cost"),
     ("acmix.checkpoint", "acmix.complexity", "acmix.warm_start"),
     ("acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
     ("acmix",),

@@ -6,12 +6,17 @@ from torch import Tensor
 
 from acmix.errors import InputError
 from acmix.suggest import did_you_mean
+from acmix.tracing import Size, as_number, is_known
 
 
-def require(condition: bool, name: str, value: object, remedy: str) -> None:
-    """Raise ``InputError("<name>=<value>: <remedy>")`` unless the condition holds."""
+def require(condition: bool, name: str, value: object, remedy: str, *sizes: Size) -> None:
+    """Raise ``InputError("<name>=<value>: <remedy>")`` unless the condition holds.
+
+    ``sizes`` fill the gaps ``{}`` of the remedy, then only: printing a size that an exported
+    program or a compiled call leaves open would fix it.
+    """
     if not condition:
-        raise InputError(f"{name}={value}: {remedy}")
+        raise InputError(f"{name}={value}: {remedy.format(*sizes) if sizes else remedy}")
 
 
 def check_positive(name: str, value: int) -> None:
@@ -36,7 +41,34 @@ def check_odd(name: str, value: int) -> None:
 def check_shape(name: str, tensor: Tensor, shape: Iterable[int]) -> None:
     """Raise unless ``tensor`` has exactly this shape."""
     shape = tuple(shape)
-    require(tuple(tensor.shape) == shape, f"{name}.shape", tuple(tensor.shape), f"must be {shape}")
+    fits = has_shape(tensor, *shape)
+    require(fits, f"{name}.shape", tuple(tensor.shape), "must be {}", shape)
+
+
+def has_shape(tensor: Tensor, *shape: Size | None) -> bool:
+    """Whether ``tensor`` has these sizes; ``None`` is any."""
+    return tensor.dim() == len(shape) and all(
+        expected is None or agree(size, expected)
+        for size, expected in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def agree(size: Size, expected: Size) -> bool:
+    """Whether two sizes are the same, or one is left open."""
+    size, expected = as_number(size), as_number(expected)
+    return not is_known(size, expected) or size == expected
+
+
+def divides(divisor: Size, size: Size) -> bool:
+    """Whether ``divisor`` is positive and divides ``size``, or one is left open."""
+    divisor, size = as_number(divisor), as_number(size)
+    return not is_known(divisor, size) or (divisor > 0 and size % divisor == 0)
+
+
+def not_empty(*sizes: Size) -> bool:
+    """Whether all sizes that are not left open are positive."""
+    numbers = [as_number(size) for size in sizes]
+    return all(size > 0 for size in numbers if is_known(size))
 
 
 def check_same_kind(**tensors: Tensor) -> None:

@@ -45,5 +45,5 @@ def damaged_tensors(checkpoint: dict) -> list[str]:
 def _digest(tensor: Tensor) -> str:
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(memoryview(values.numpy()))
+    digest.update(values.numpy().data)
     return digest.hexdigest()

@@ -8,16 +8,22 @@ from torch import Tensor
 from acmix.backends import choose, find_joint
 from acmix.backends.folding import MAX_FOLDED_MAPS
 from acmix.checks import (
+    agree,
     check_odd,
     check_positive,
     check_rank,
     check_same_kind,
     check_shape,
+    divides,
+    has_shape,
     require,
 )
+from acmix.fx import fx_function
 from acmix.geometry import can_reflect, output_size
+from acmix.tracing import as_number, is_known, unflatten
 
 
+@fx_function
 def sliding_window_attention(
     q: Tensor,
     k: Tensor,
@@ -70,6 +76,7 @@ def sliding_window_attention(
     return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
 
 
+@fx_function
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -108,14 +115,13 @@ def window_attention(
     _, heads, length, _ = q.shape
     check_shape("bias", bias, (heads, length, length))
     if mask is not None:
-        fits = mask.dim() == 3 and mask.shape[1:] == (length, length)
-        fits = fits and mask.shape[0] > 0 and q.shape[0] % mask.shape[0] == 0
-        require(
-            fits, "mask", tuple(mask.shape), f"give (nW, {length}, {length}), nW windows an image"
-        )
+        fits = has_shape(mask, None, length, length) and divides(mask.shape[0], q.shape[0])
+        remedy = "give (nW, {0}, {0}), nW windows an image"
+        require(fits, "mask", tuple(mask.shape), remedy, length)
     return choose("window_attention", backend, q)(q, k, v, bias, mask, dropout=dropout)
 
 
+@fx_function
 def convolution_path(
     qkv: Tensor,
     fc_weight: Tensor,
@@ -152,7 +158,7 @@ def convolution_path(
         BackendError: The named backend can't run this call; the message says why.
     """
     head_dim = _head_dim(qkv, fc_weight)
-    taps = fc_weight.shape[0]
+    taps = as_number(fc_weight.shape[0])
     if kernels is None:
         check_odd("square root of the taps", math.isqrt(taps))
         require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
@@ -166,6 +172,7 @@ def convolution_path(
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
 
 
+@fx_function
 def sliding_window_paths(
     qkv: Tensor,
     position: Tensor,
@@ -202,8 +209,8 @@ def sliding_window_paths(
         BackendError: The named backend can't run this call; the message says why.
     """
     head_dim = _head_dim(qkv, fc_weight)
-    maps = fc_weight.shape[1]
-    require(maps % 3 == 0, "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
+    maps = as_number(fc_weight.shape[1])
+    require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
     check_shape("position", position, (head_dim, *qkv.shape[2:]))
     check_same_kind(qkv=qkv, position=position)
     _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
@@ -213,12 +220,13 @@ def sliding_window_paths(
     joint = find_joint("sliding_window_paths", backend, qkv)
     if joint is not None:
         return joint(qkv, position, fc_weight, kernels, **window)
-    q, k, v = qkv.unflatten(1, (3, maps // 3, -1)).unbind(1)
+    q, k, v = unflatten(qkv, 1, (3, maps // 3, -1)).unbind(1)
     attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
     convolution = convolution_path(qkv, fc_weight, kernels, stride=stride, backend=backend)
     return attention.flatten(1, 2), convolution
 
 
+@fx_function
 def neighbourhood_aggregation(
     v: Tensor,
     w: Tensor,
@@ -258,16 +266,18 @@ def neighbourhood_aggregation(
     _check_window(kernel_size, stride, dilation)
     reflect = _reflects(v, kernel_size, dilation, reflect)
     out_size = output_size(v.shape[2:], stride)
-    fits = w.dim() == 5 and w.shape[0] == v.shape[0] and w.shape[1] > 0
-    fits = fits and v.shape[1] % w.shape[1] == 0 and w.shape[2:] == (kernel_size**2, *out_size)
-    expected = f"give ({v.shape[0]}, a divisor of {v.shape[1]}, {kernel_size**2}, "
-    require(fits, "w.shape", tuple(w.shape), f"{expected}{out_size[0]}, {out_size[1]})")
+    fits = has_shape(w, v.shape[0], None, kernel_size**2, *out_size)
+    fits = fits and divides(w.shape[1], v.shape[1])
+    remedy = "give ({}, a divisor of {}, {}, {}, {})"
+    sizes = (*v.shape[:2], kernel_size**2, *out_size)
+    require(fits, "w.shape", tuple(w.shape), remedy, *sizes)
     check_same_kind(v=v, w=w)
     run = choose("neighbourhood_aggregation", backend, v)
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
     return run(v, w, **options)
 
 
+@fx_function
 def neighbourhood_difference(
     a: Tensor,
     b: Tensor | None = None,
@@ -316,15 +326,15 @@ def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
     """Width D of a map, once the projections fit the layer over the maps."""
     check_rank("qkv", qkv, "B", "3N * D", "H", "W")
     check_rank("fc_weight", fc_weight, "taps", "3N")
-    channels, maps = qkv.shape[1], fc_weight.shape[1]
-    fits = maps > 0 and channels % maps == 0
-    require(fits, "qkv.shape", tuple(qkv.shape), f"give (B, {maps} * D, H, W) for {maps} maps")
+    channels, maps = as_number(qkv.shape[1]), as_number(fc_weight.shape[1])
+    fits = divides(maps, channels)
+    require(fits, "qkv.shape", tuple(qkv.shape), "give (B, {0} * D, H, W) for {0} maps", maps)
     return channels // maps
 
 
 def _inputs(fc_weight: Tensor, fc_bias: Tensor | None) -> int:
     """Maps that the kernels read: the taps of the layer, or its inputs where it is folded."""
-    taps, maps = fc_weight.shape
+    taps, maps = map(as_number, fc_weight.shape)
     if taps > 0:
         return taps
     remedy = f"a layer over more than {MAX_FOLDED_MAPS} maps stays a layer"
@@ -333,11 +343,11 @@ def _inputs(fc_weight: Tensor, fc_bias: Tensor | None) -> int:
 
 
 def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
-    fits = kernels.dim() == 4 and kernels.shape[1] == taps and kernels.shape[0] % head_dim == 0
-    fits = fits and kernels.shape[2] == kernels.shape[3]
-    expected = f"give (a multiple of {head_dim}, {taps}, k_c, k_c)"
-    require(fits, "kernels.shape", tuple(kernels.shape), expected)
-    check_odd("kernels.shape[-1]", kernels.shape[-1])
+    fits = has_shape(kernels, None, taps, None, None) and divides(head_dim, kernels.shape[0])
+    fits = fits and agree(kernels.shape[2], kernels.shape[3])
+    remedy = "give (a multiple of {}, {}, k_c, k_c)"
+    require(fits, "kernels.shape", tuple(kernels.shape), remedy, head_dim, taps)
+    check_odd("kernels.shape[-1]", as_number(kernels.shape[-1]))
 
 
 def _check_weights(qkv: Tensor, **weights: Tensor | None) -> None:
@@ -353,5 +363,7 @@ def _check_window(kernel_size: int, stride: int, dilation: int) -> None:
 
 
 def _reflects(x: Tensor, kernel_size: int, dilation: int, reflect: bool) -> bool:
-    """Whether the border reflects: where it is wanted, and the map is large enough."""
-    return bool(reflect) and can_reflect(x.shape[2:], dilation * (kernel_size // 2))
+    """Whether the border reflects: where it is wanted, and the map is large enough, if known."""
+    size = x.shape[2:]
+    large = not is_known(*size) or can_reflect(size, dilation * (kernel_size // 2))
+    return bool(reflect) and large

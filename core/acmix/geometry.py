@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acmix.tracing import is_known
+
 
 def can_reflect(size: Sequence[int], pad: int) -> bool:
     """Whether a map of ``size`` (H, W) can be reflected by ``pad`` pixels, the edge not repeated.
@@ -19,7 +21,17 @@ def can_reflect(size: Sequence[int], pad: int) -> bool:
 def output_size(size: Sequence[int], stride: int) -> tuple[int, int]:
     """(H, W) of a strided output: ceil(size / stride), since output p sits at input stride * p."""
     height, width = size
-    return -(-height // stride), -(-width // stride)
+    return ceil_div(height, stride), ceil_div(width, stride)
+
+
+def ceil_div(size: int, by: int) -> int:
+    """``size / by``, rounded up. ``-(-size // by)`` is not: integer division of ONNX truncates."""
+    return (size + by - 1) // by
+
+
+def missing(size: int, multiple: int) -> int:
+    """What a size lacks to be a multiple."""
+    return ceil_div(size, multiple) * multiple - size
 
 
 def neighbours(
@@ -32,21 +44,69 @@ def neighbours(
         kernel_size: k, odd.
         stride: Distance of neighbouring outputs, in pixels.
         dilation: Distance of neighbouring offsets, in pixels.
-        reflect: Whether positions outside are reflected, or zero.
+        reflect: Whether positions outside are reflected, or zero; of an unknown size, reflected
+            where ``can_reflect``.
 
     Returns:
         k² views (B, ..., ceil(H / stride), ceil(W / stride)).
     """
-    height, width = x.shape[-2:]
-    if not reflect:
-        _, stride, dilation = usable_window((height, width), kernel_size, stride, dilation)
-    pad = dilation * (kernel_size // 2)
-    padded = F.pad(x.flatten(1, -3), (pad,) * 4, mode="reflect" if reflect else "constant")
-    padded = padded.unflatten(1, x.shape[1:-2])
-    starts = range(0, kernel_size * dilation, dilation)
-    return [
-        padded[..., y : y + height : stride, x : x + width : stride] for y in starts for x in starts
+    size = x.shape[-2:]
+    if not reflect and is_known(*size):
+        _, stride, dilation = usable_window(size, kernel_size, stride, dilation)
+    padded = _padded(x, dilation * (kernel_size // 2), reflect)
+    return shifts_of(padded, kernel_size, stride, dilation)
+
+
+def shifts_of(padded: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1) -> list[Tensor]:
+    """Views of a padded map, (..., H, W), one for every offset of a window, row by row."""
+    reach = dilation * (kernel_size - 1)
+    # The end of a slice is counted from the end, where it is a number at any size.
+    slices = [
+        slice(start, start - reach or None, stride) for start in range(0, reach + 1, dilation)
     ]
+    rows = [padded[..., y, :] for y in slices]
+    return [row[..., x] for row in rows for x in slices]
+
+
+def _padded(x: Tensor, pad: int, reflect: bool) -> Tensor:
+    """(B, ..., H, W) with a border of ``pad`` pixels, as in ``neighbours``."""
+    if reflect and not is_known(*x.shape[-2:]):
+        return _gathered_border(x, pad)
+    padded = F.pad(x.flatten(1, -3), (pad,) * 4, mode="reflect" if reflect else "constant")
+    return padded.unflatten(1, x.shape[1:-2])
+
+
+def _gathered_border(x: Tensor, pad: int) -> Tensor:
+    """(B, ..., H, W) with a border that is reflected at sizes that can be, and zero at others."""
+    height, width = x.shape[-2:]
+    mirror = exceeds((height, width), pad, x.device)
+    rows, cols = (torch.arange(size + 2 * pad, device=x.device) - pad for size in (height, width))
+    inside = is_inside(rows, height, mirror)[:, None] & is_inside(cols, width, mirror)
+    x = x.index_select(-2, on_map(rows, height, mirror))
+    x = x.index_select(-1, on_map(cols, width, mirror))
+    return torch.where(inside, x, 0)
+
+
+def exceeds(size: Sequence[int], length: int, device: torch.device) -> Tensor:
+    """Whether both sides of a map are longer than ``length``, (1,), for sizes left open."""
+    height, width = size
+    lengths = torch.full((1,), length, device=device)
+    return (lengths < height) & (lengths < width)
+
+
+def on_map(index: Tensor, size: int, mirror: Tensor) -> Tensor:
+    """Positions on an axis of ``size`` for positions of which some are outside.
+
+    Those are reflected where ``mirror`` says so, and moved to the border otherwise.
+    """
+    last = size - 1
+    index = torch.where(mirror, last - (last - index.abs()).abs(), index)
+    return index.clamp(min=0).clamp(max=last)
+
+
+def is_inside(index: Tensor, size: int, mirror: Tensor) -> Tensor:
+    """Whether there is a pixel at these positions, reflected where ``mirror`` says so."""
+    return mirror | (index >= 0) & (index < size)
 
 
 def one_hot_shifts(kernel_size: int, like: Tensor) -> Tensor:
@@ -60,17 +120,23 @@ def one_hot_shifts(kernel_size: int, like: Tensor) -> Tensor:
 
 
 def pad_missing(x: Tensor, pad: tuple[int, ...]) -> Tensor:
-    """``F.pad`` with zeros, which copies ``x`` even where there is nothing to pad."""
-    return F.pad(x, pad) if any(pad) else x
+    """``F.pad`` with zeros, but no copy of ``x`` where it is known that nothing is missing."""
+    return x if is_known(*pad) and not any(pad) else F.pad(x, pad)
 
 
 def pixel_grid(size: Sequence[int], like: Tensor) -> Tensor:
     """Coordinates (x, y) of every pixel of a map of ``size`` (H, W), from -1 to 1, (1, 2, H, W)."""
     height, width = size
-    xs = torch.linspace(-1, 1, width, dtype=like.dtype, device=like.device).expand(height, width)
-    ys = torch.linspace(-1, 1, height, dtype=like.dtype, device=like.device)
-    ys = ys[:, None].expand(height, width)
-    return torch.stack([xs, ys])[None]
+    xs, ys = (_coordinates(length, like) for length in (width, height))
+    return torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)])[None]
+
+
+def _coordinates(length: int, like: Tensor) -> Tensor:
+    """``linspace(-1, 1, length)``, for a length of any kind; -1 for one pixel."""
+    # Half precision can't count the pixels of a long axis.
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    index = torch.arange(length, dtype=dtype, device=like.device)
+    return (index * (2 / index[-1:].clamp(min=1)) - 1).to(like.dtype)
 
 
 def usable_window(
@@ -83,5 +149,5 @@ def usable_window(
     """
     longest = max(*size, 1)
     dilation = min(dilation, longest)
-    reach = -(-longest // dilation)
+    reach = ceil_div(longest, dilation)
     return min(kernel_size, 2 * reach + 1), min(stride, longest), dilation

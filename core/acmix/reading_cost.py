@@ -28,6 +28,7 @@ _COSTLY = re.compile(
     r"|torch\._utils\._rebuild_(?!tensor(_v2|_v3)?$|parameter(_with_state)?$)\w+"
     r"|torch\._tensor\._rebuild_from_type_v2"
 )
+_DTYPES = torch.storage._storage_type_to_dtype_map()
 
 
 class _Item(NamedTuple):
@@ -230,11 +231,8 @@ class _Scan:
 
 def _item_size(kind: str) -> int:
     """Bytes of an element of a storage; one without a kind counts bytes."""
-    name = str(kind).rpartition(".")[2]
-    if name in ("UntypedStorage", "TypedStorage"):
-        return 1
-    dtype = getattr(getattr(torch, name, None), "dtype", None)
-    return dtype.itemsize if isinstance(dtype, torch.dtype) else 1
+    dtype = _DTYPES.get(str(kind).rpartition(".")[2])
+    return 1 if dtype is None else dtype.itemsize
 
 
 def _tuple(count: int):

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from acmix import GlobalACmix
 from acmix.checks import check_choice, require
-from acmix.geometry import pad_missing
+from acmix.geometry import missing, pad_missing
 from acmix.mm.backbone import ACmixBackbone
+from acmix.tracing import as_number, is_known, unflatten
 from acmix_pvt.convert import convert_state_dict
 
 
@@ -33,7 +34,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, H * W, dim) of a map, padded to whole patches, and (H, W)."""
         height, width = x.shape[2:]
-        x = pad_missing(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        right, bottom = (missing(size, self.patch_size) for size in (width, height))
+        x = pad_missing(x, (0, right, 0, bottom))
         x = self.proj(x)
         return self.norm(x.flatten(2).transpose(1, 2)), x.shape[2:]
 
@@ -228,7 +230,7 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
             for block in getattr(self, f"block{stage + 1}"):
                 tokens = block(tokens, hw_shape)
             pixels = tokens[:, self._extra_tokens(stage) :]
-            x = pixels.transpose(1, 2).unflatten(2, hw_shape)
+            x = unflatten(pixels.transpose(1, 2), 2, hw_shape)
             if stage in self.out_indices:
                 maps.append(x)
         if self.out_type == "cls_token":
@@ -264,7 +266,7 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
         tokens, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x)
         extra = self._extra_tokens(stage)
         if extra:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         position = resize_position(self._position(stage), hw_shape, extra)
         return self.pos_drop(tokens + position), hw_shape
 
@@ -288,9 +290,9 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
 def resize_position(position: Tensor, hw_shape: tuple[int, int], extra: int) -> Tensor:
     """Position embedding of a square map, (1, T + S², C), for a map of another size, bilinearly."""
     tokens, pixels = position[:, :extra], position[:, extra:]
-    if pixels.shape[1] == hw_shape[0] * hw_shape[1]:
+    side = round(as_number(pixels.shape[1]) ** 0.5)
+    if is_known(*hw_shape) and tuple(hw_shape) == (side, side):
         return position
-    side = round(pixels.shape[1] ** 0.5)
     maps = pixels.transpose(1, 2).unflatten(2, (side, side))
     maps = F.interpolate(maps, size=tuple(hw_shape), mode="bilinear", align_corners=False)
     return torch.cat([tokens, maps.flatten(2).transpose(1, 2)], dim=1)

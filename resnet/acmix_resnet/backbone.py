@@ -7,10 +7,11 @@ from mmpretrain.models.backbones.resnet import Bottleneck, ResLayer
 from acmix import ACmix2d
 from acmix.errors import InputError
 from acmix.mm.backbone import ACmixBackbone
+from acmix.mm.checkpointing import Checkpointed
 from acmix_resnet.convert import convert_state_dict
 
 
-class ACmixBottleneck(Bottleneck):
+class ACmixBottleneck(Checkpointed, Bottleneck):
     """1×1 → ACmix → 1×1 bottleneck; the stride is inside the ACmix layer.
 
     Args:
@@ -21,6 +22,7 @@ class ACmixBottleneck(Bottleneck):
 
     def __init__(self, *args, acmix: dict, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.take_with_cp()
         width = self.mid_channels
         self.conv2 = ACmix2d(
             width, width, stride=self.conv2_stride, dilation=self.dilation, **acmix

@@ -1,17 +1,22 @@
 """Swin Transformer whose every attention is an ACmix layer."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import AdaptivePadding
 from mmengine.registry import MODELS
 from mmpretrain.models import SwinTransformer
+from mmpretrain.models.backbones.swin_transformer import SwinBlock
 from mmpretrain.models.utils import ShiftWindowMSA
 from torch import Tensor
 
 from acmix import WindowACmix
-from acmix.geometry import pad_missing
+from acmix.geometry import ceil_div, exceeds, missing, pad_missing
 from acmix.mm.backbone import ACmixBackbone
+from acmix.mm.checkpointing import Checkpointed
+from acmix.tracing import at_least, is_known, unflatten
 from acmix_swin.convert import convert_state_dict
 
 
@@ -53,17 +58,88 @@ class ShiftWindowACmix(ShiftWindowMSA):
             (B, H * W, C).
         """
         height, width = hw_shape
-        window = self.window_size
-        shift = self.shift_size if min(hw_shape) > window or self.pad_small_map else 0
-        x = query.view(-1, height, width, query.shape[-1])
-        x = pad_missing(x, (0, 0, 0, -width % window, 0, -height % window))
-        mask = self.get_attn_mask(x.shape[1:3], window, shift, x.device)
-        if shift:
-            x = torch.roll(x, (-shift, -shift), dims=(1, 2))
-        x = self.w_msa(x, mask)
-        if shift:
-            x = torch.roll(x, (shift, shift), dims=(1, 2))
-        return self.drop(x[:, :height, :width].reshape(query.shape))
+        right, bottom = (missing(size, self.window_size) for size in (width, height))
+        x = unflatten(query, 1, (height, width))
+        x = pad_missing(x, (0, 0, 0, right, 0, bottom))
+        shift = self._shift(hw_shape, x.device)
+        if shift is None:
+            x = self.w_msa(x)
+        else:
+            size = x.shape[1:3]
+            x = _rolled(x, [-shift, -shift])
+            x = self.w_msa(x, _shift_mask(size, self.window_size, shift, x.device))
+            x = _rolled(x, [shift, shift])
+        return self.drop(x[:, :height, :width].flatten(1, 2))
+
+    def _shift(self, hw_shape: tuple[int, int], device: torch.device) -> int | Tensor | None:
+        """Pixels that a map of this size is shifted by; (1,) if that is for the graph to say."""
+        if self.shift_size == 0 or self.pad_small_map:
+            return self.shift_size or None
+        if not is_known(*hw_shape):
+            return self.shift_size * exceeds(hw_shape, self.window_size, device)
+        height, width = hw_shape
+        return self.shift_size if min(height, width) > self.window_size else None
+
+
+def _rolled(x: Tensor, shifts: Sequence[int | Tensor]) -> Tensor:
+    """``torch.roll`` of (B, H, W, C) along H and W, by less than their lengths."""
+    if not isinstance(shifts[0], Tensor):
+        return torch.roll(x, tuple(shifts), dims=(1, 2))
+    for dim, shift in enumerate(shifts, start=1):
+        length = x.shape[dim]
+        index = torch.arange(length, device=x.device) - shift
+        index = torch.where(index < 0, index + length, index)
+        x = x.index_select(dim, torch.where(index < length, index, index - length))
+    return x
+
+
+def _shift_mask(
+    size: tuple[int, int], window: int, shift: int | Tensor, device: torch.device
+) -> Tensor:
+    """-100 where two pixels of a window were no neighbours before the shift, (nW, L, L).
+
+    Args:
+        size: (H, W), multiples of the window.
+        window: Side of a window.
+        shift: In pixels; where it is 0, all are neighbours.
+        device: Where the mask is.
+    """
+    rows, cols = (_regions(length, window, shift, device) for length in size)
+    regions = rows[:, None, :, None] * 3 + cols[None, :, None, :]
+    regions = regions.flatten(2, 3).flatten(0, 1)
+    return (regions[:, None, :] != regions[:, :, None]).float() * -100.0
+
+
+def _regions(length: int, window: int, shift: int | Tensor, device: torch.device) -> Tensor:
+    """Number of the region that a row of the shifted map is from, (windows, pixels of one)."""
+    row = torch.arange(length, device=device)
+    # The last window holds rows of the bottom and, behind the seam, of the top.
+    behind = (row >= length - shift).to(row.dtype)
+    return unflatten((row >= length - window).to(row.dtype) + behind, 0, (-1, window))
+
+
+class ACmixSwinBlock(Checkpointed, SwinBlock):
+    """MMPretrain's block, but for the kind of its checkpoints."""
+
+
+class AnySizePadding(AdaptivePadding):
+    """MMCV's padding, at sizes that an exported program or a trace leaves open too."""
+
+    @classmethod
+    def replacing(cls, padding: AdaptivePadding) -> "AnySizePadding":
+        """One like ``padding``."""
+        return cls(padding.kernel_size, padding.stride, padding.dilation, padding.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), padded so that the kernel covers all of it."""
+        height, width = (
+            at_least((ceil_div(size, stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            for size, kernel, stride, dilation in zip(
+                x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
+            )
+        )
+        top, left = (height // 2, width // 2) if self.padding == "same" else (0, 0)
+        return pad_missing(x, (left, width - left, top, height - top))
 
 
 def _build_window_acmix(embed_dims: int, window_size: tuple[int, int], **kwargs) -> WindowACmix:
@@ -110,6 +186,11 @@ class ACmixSwinTransformer(ACmixBackbone, SwinTransformer):
         for stage in self.stages:
             for block in stage.blocks:
                 block.attn = ShiftWindowACmix.replacing(block.attn, **acmix)
+                block.__class__ = ACmixSwinBlock
+                block.take_with_cp()
+        for module in self.modules():
+            if isinstance(getattr(module, "adaptive_padding", None), AdaptivePadding):
+                module.adaptive_padding = AnySizePadding.replacing(module.adaptive_padding)
         self.train()  # frozen before a wrapper for several processes looks
 
     def _prepare_relative_position_bias_table(

@@ -1,18 +1,24 @@
 """Bad input ends with one short message and exit code 2, before anything is built."""
 
 import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from acmix import InputError
 from acmix.mm import cli
+from acmix.mm.explain import unwritable
 from acmix.mm.parsers import train_parser
 from acmix.mm.runner import ACmixRunner
+from runs import run, tiny_config
 from support import ROOT
 
 SWIN = ROOT / "swin"
+VISUALIZER = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
 DIGITS = "configs/acmix-swin-nano_1xb64_digits-32px.py"
 
 
@@ -77,7 +83,9 @@ def test_what_detection_needs_comes_with_a_command(text, name, monkeypatch, caps
 
 def test_mixed_precision_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert message(cli.train, DIGITS, "--amp", capsys=capsys).startswith("--amp: mixed precision")
+    assert message(cli.train, DIGITS, "--amp", capsys=capsys).startswith(
+        "optim_wrapper.type=AmpOptimWrapper: mixed precision"
+    )
 
 
 def test_misspelt_data_folder_is_suggested(capsys):
@@ -164,3 +172,57 @@ def test_resuming_from_weights_alone_is_refused(capsys):
         cli.train, DIGITS, "--resume", "weights.pth", "--work-dir", "work", capsys=capsys
     )
     assert text.startswith("weights.pth: has weights but no training state to resume")
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/x", "loop"])
+def test_a_work_dir_that_cannot_be_written(folder, capsys):
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    text = message(cli.train, DIGITS, "--work-dir", folder, capsys=capsys)
+    assert text.startswith(f"work_dir={folder}: can't be written (")
+    assert text.endswith("); give another with --work-dir")
+
+
+def test_a_read_only_work_dir(monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    text = message(cli.train, DIGITS, "--work-dir", "work", capsys=capsys)
+    assert text.startswith("work_dir=work: can't be written (Read-only file system)")
+
+
+@pytest.mark.parametrize(
+    "value", ["a=[dict(b='X',c=1)]", "a=[dict(b='X')]", "a=[{'b':1,'c':2}]", "a=[1,(2]"]
+)
+def test_options_that_are_no_lists(value, capsys):
+    with pytest.raises(SystemExit):
+        train_parser().parse_args(["c.py", "--cfg-options", value])
+    assert "give key=value, lists as [a,b]; dictionaries by a key" in capsys.readouterr().err
+
+
+def test_what_needs_a_gpu_is_refused_without_one(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = ["--cfg-options", "optim_wrapper.type=AmpOptimWrapper"]
+    assert "needs a GPU" in message(cli.train, DIGITS, *options, capsys=capsys)
+    options = ["--cfg-options", "model_wrapper_cfg.type=MMFullyShardedDataParallel"]
+    text = message(cli.train, DIGITS, *options, capsys=capsys)
+    assert text.startswith("model_wrapper_cfg.type=MMFullyShardedDataParallel: sharding a model")
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EROFS, errno.EIO])
+def test_any_reason_against_writing_a_checkpoint_is_told(number, monkeypatch):
+    text = str(unwritable(Path("work/epoch_1.pth"), OSError(number, os.strerror(number))))
+    assert text.startswith("work/epoch_1.pth: the checkpoint can't be saved")
+    assert os.strerror(number) in text
+
+
+def test_a_work_dir_that_is_removed_during_the_run(tmp_path):
+    class Remove(Hook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            shutil.rmtree(runner.work_dir, ignore_errors=True)
+
+    cfg = tiny_config(tmp_path / "work")
+    cfg.visualizer = VISUALIZER
+    with pytest.raises(InputError, match="work_dir=.*: it was removed during the run"):
+        run(cfg, Remove())

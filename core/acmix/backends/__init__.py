@@ -15,6 +15,7 @@ import torch as _torch
 from acmix.backends import cpu, cuda, reference, torch
 from acmix.checks import check_choice
 from acmix.errors import BackendError
+from acmix.tracing import is_written_down
 
 BACKENDS: dict[str, ModuleType] = {
     "cuda": cuda,
@@ -27,12 +28,11 @@ BACKENDS: dict[str, ModuleType] = {
 def choose(op: str, backend: str | None, x: _torch.Tensor) -> Callable[..., Any]:
     """The function that runs ``op`` on tensors like ``x``.
 
-    A named backend is obeyed or refused with its reasons; ``None`` takes the first that can run,
-    and torch in ``torch.export`` and ONNX export.
+    A named backend is obeyed or refused with its reasons; ``None`` takes the first that can run.
     """
     refused = []
     for name in _candidates(backend):
-        reasons = BACKENDS[name].why_not(op, x)
+        reasons = _why_not(name, op, x)
         if not reasons:
             return getattr(BACKENDS[name], op)
         refused.append(f"{name}: {'; '.join(reasons)}")
@@ -46,7 +46,7 @@ def find_joint(op: str, backend: str | None, x: _torch.Tensor) -> Callable[..., 
     are to be called one by one.
     """
     for name in _candidates(backend):
-        if hasattr(BACKENDS[name], op) and not BACKENDS[name].why_not(op, x):
+        if hasattr(BACKENDS[name], op) and not _why_not(name, op, x):
             return getattr(BACKENDS[name], op)
     return None
 
@@ -55,5 +55,12 @@ def _candidates(backend: str | None) -> list[str]:
     if backend is not None:
         check_choice("backend", backend, BACKENDS)
         return [backend]
-    # An exported program runs where acmix is not installed.
-    return ["torch"] if _torch.compiler.is_exporting() else list(BACKENDS)
+    return list(BACKENDS)
+
+
+def _why_not(name: str, op: str, x: _torch.Tensor) -> list[str]:
+    """Reasons against running ``op`` on tensors like ``x`` by this backend."""
+    # Exported programs and traces run where acmix is not installed, and at other sizes.
+    if is_written_down() and name != "torch":
+        return ["exported programs and traces take the plain operators of backend='torch'"]
+    return BACKENDS[name].why_not(op, x)

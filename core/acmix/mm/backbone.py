@@ -1,18 +1,27 @@
 """What every backbone adds to its MMPretrain parent."""
 
+from typing import TYPE_CHECKING, Any
+
 from mmengine.model import PretrainedInit
 
 from acmix.checkpoint import state_dict_of
 from acmix.mm.read import read_anywhere
 from acmix.mm.weights import load_weights
 
+if TYPE_CHECKING:  # its place among the parents gives it the methods of a module
+    from mmengine.model import BaseModule as Module
+else:
+    Module = object
 
-class ACmixBackbone:
+
+class ACmixBackbone(Module):
     """Mixin: ``init_cfg=dict(type='Pretrained', checkpoint=...)`` takes weights of any origin.
 
     Goes before the MMPretrain class among the parents. Own checkpoints, released ones and those of
     the plain baseline are read safely, renamed by the class's ``convert_state_dict``, and reported.
     """
+
+    init_cfg: Any
 
     def init_weights(self) -> None:
         """Initialise as MMPretrain does, or from the file that ``init_cfg`` names.

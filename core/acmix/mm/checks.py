@@ -2,8 +2,10 @@
 
 import argparse
 import re
+import tempfile
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
 from acmix.errors import InputError
@@ -20,6 +22,36 @@ def check_data_folders(cfg: Config, loaders: tuple[str, ...] = LOADERS) -> None:
                     f"{name}: {kind} {path} not found{_near(path)}; give the folder that holds "
                     f"{top_folders(cfg)} with --cfg-options data_root=..."
                 )
+
+
+def check_device(cfg: Config) -> None:
+    """Refuse what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    if str(cfg.optim_wrapper.get("type")).endswith("AmpOptimWrapper"):
+        raise InputError(
+            "optim_wrapper.type=AmpOptimWrapper: mixed precision training needs a GPU; leave "
+            "--amp out, or set optim_wrapper.type=OptimWrapper"
+        )
+    wrapper = str((cfg.get("model_wrapper_cfg") or {}).get("type"))
+    if "FullyShardedDataParallel" in wrapper:
+        raise InputError(
+            f"model_wrapper_cfg.type={wrapper}: sharding a model needs GPUs; leave it out, and the "
+            "processes train copies of the model"
+        )
+
+
+def check_work_dir(cfg: Config) -> None:
+    """Raise ``InputError`` if the folder for logs and checkpoints can't be made or written."""
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.work_dir):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"work_dir={cfg.work_dir}: can't be written ({error.strerror}); give another with "
+            "--work-dir"
+        ) from error
 
 
 def check_start(cfg: Config) -> None:

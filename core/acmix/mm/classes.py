@@ -1,11 +1,11 @@
 """Whether the classes of the data are those of the model, by their number and by their names."""
 
 import re
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
-from torch.utils.data import Dataset
 
 from acmix.errors import InputError
 
@@ -40,14 +40,12 @@ class ClassesHook(Hook):
         _check_count(runner.model, dataset, "test")
 
 
-def _names(dataset: Dataset) -> tuple[str, ...] | None:
+def _names(dataset: Any) -> tuple[str, ...] | None:
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
     return tuple(classes) if classes else None
 
 
-def _check_names(
-    dataset: Dataset, role: str, expected: tuple[str, ...] | None, origin: str
-) -> None:
+def _check_names(dataset: Any, role: str, expected: tuple[str, ...] | None, origin: str) -> None:
     found = _names(dataset)
     if found is None or expected is None or found == expected:
         return
@@ -67,7 +65,7 @@ def _shown(names: list[str]) -> str:
     return ", ".join(repr(name) for name in names[:_SHOWN]) + rest
 
 
-def _check_count(model: nn.Module, dataset: Dataset, role: str) -> None:
+def _check_count(model: nn.Module, dataset: Any, role: str) -> None:
     classes = _names(dataset)
     if not classes and not hasattr(dataset, "get_gt_labels"):
         return
@@ -82,8 +80,8 @@ def _check_count(model: nn.Module, dataset: Dataset, role: str) -> None:
                 f"set model.{name}.num_classes={found} with --cfg-options or give other data"
             )
     # COCO's reader passes over objects of all other categories.
-    known = getattr(dataset, "cat_ids", classes)
-    if classes and len(known) != len(classes):
+    known = getattr(dataset, "cat_ids", None)
+    if classes and known is not None and len(known) != len(classes):
         raise InputError(
             f"{dataset.ann_file}: names {len(known)} of the {len(classes)} classes of the {role} "
             f"data; {NAME_CATEGORIES}"

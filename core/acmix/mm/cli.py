@@ -11,8 +11,16 @@ import mmengine
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
-from acmix.mm.checks import check_checkpoint, check_data_folders, check_out, check_start
+from acmix.mm.checks import (
+    check_checkpoint,
+    check_data_folders,
+    check_device,
+    check_out,
+    check_start,
+    check_work_dir,
+)
 from acmix.mm.explain import input_errors_explained
+from acmix.mm.image_folder import check_images
 from acmix.mm.parsers import test_parser, train_parser
 from acmix.mm.runner import ACmixRunner
 from acmix.mm.settings import apply_test_flags, apply_train_flags, fill_class_count, load_config
@@ -37,7 +45,12 @@ def train(project: Path, argv: Sequence[str] | None = None) -> None:
     cfg = load_config(project, args)
     apply_train_flags(cfg, args)
     check_start(cfg)
-    runner = _build_runner(cfg, ("train_dataloader", "val_dataloader"))
+    check_device(cfg)
+    loaders = ("train_dataloader", "val_dataloader")
+    check_data_folders(cfg, loaders)
+    if args.check_images or args.skip_bad_images:
+        check_images(cfg, loaders, skip=args.skip_bad_images)
+    runner = _build_runner(cfg)
     runner.train()
     _print_result(runner)
 
@@ -49,7 +62,8 @@ def test(project: Path, argv: Sequence[str] | None = None) -> None:  # noqa: PT0
     check_out(args)
     cfg = load_config(project, args)
     apply_test_flags(cfg, args)
-    runner = _build_runner(cfg, ("test_dataloader",))
+    check_data_folders(cfg, ("test_dataloader",))
+    runner = _build_runner(cfg)
     if args.out and args.out_item != "metrics":
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()
@@ -57,10 +71,10 @@ def test(project: Path, argv: Sequence[str] | None = None) -> None:  # noqa: PT0
         mmengine.dump(metrics, args.out)
 
 
-def _build_runner(cfg: Config, loaders: tuple[str, ...]) -> ACmixRunner:
-    check_data_folders(cfg, loaders)
+def _build_runner(cfg: Config) -> ACmixRunner:
     fill_class_count(cfg)
     check_checkpoint(cfg)
+    check_work_dir(cfg)
     return ACmixRunner.from_cfg(cfg)
 
 

@@ -50,7 +50,7 @@ class SeededDataset(Dataset):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, place: int) -> Any:
         index = int(place)
@@ -68,8 +68,8 @@ class SeededDataset(Dataset):
         return getattr(self.dataset, name)
 
     def _path(self, index: int) -> str | None:
-        info = getattr(self.dataset, "get_data_info", lambda index: {})(index)
-        return info.get("img_path")
+        describe = getattr(self.dataset, "get_data_info", None)
+        return None if describe is None else describe(index).get("img_path")
 
 
 class SeededBatches:

@@ -1,6 +1,7 @@
 """The flags of the training and testing commands: MMPretrain's."""
 
 import argparse
+import re
 
 from mmengine.config import DictAction
 
@@ -11,7 +12,16 @@ class MergeOptions(DictAction):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Add these options to the earlier ones."""
         earlier = getattr(namespace, self.dest) or {}
-        super().__call__(parser, namespace, values, option_string)
+        try:
+            # MMEngine would take a dictionary for a text, or never end.
+            if any(re.search(r"\{|\bdict\(", value) for value in values):
+                raise ValueError
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, RecursionError, ValueError):
+            parser.error(
+                f"{option_string} {' '.join(values)}: give key=value, lists as [a,b]; dictionaries "
+                "by a key for each entry, as in train_dataloader.dataset.pipeline.0.type=Resize"
+            )
         setattr(namespace, self.dest, {**earlier, **getattr(namespace, self.dest)})
 
 
@@ -29,6 +39,16 @@ def train_parser() -> argparse.ArgumentParser:
         "--auto-scale-lr",
         action="store_true",
         help="scale the learning rate with the batch size of this run",
+    )
+    parser.add_argument(
+        "--check-images",
+        action="store_true",
+        help="open every image of an image folder first, and name all that can't be decoded",
+    )
+    parser.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="the same, and go on without the images that can't be decoded",
     )
     parser.add_argument(
         "--no-persistent-workers", action="store_true", help="start loader workers each epoch"

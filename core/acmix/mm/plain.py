@@ -43,8 +43,8 @@ def to_plain(value: Any, name: str = "checkpoint") -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy()) if value.dtype.kind in "biuf" else value.tolist()
     if isinstance(value, dict):
-        items = {key: to_plain(item, f"{name}.{key}") for key, item in value.items()}
-        return {key: item for key, item in items.items() if item is not _LEFT_OUT}
+        entries = ((key, to_plain(item, f"{name}.{key}")) for key, item in value.items())
+        return {key: item for key, item in entries if item is not _LEFT_OUT}
     if isinstance(value, (list, tuple, set)):
         items = [to_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
         kind = list if isinstance(value, list) else tuple
@@ -74,7 +74,8 @@ def to_history(data: Any) -> HistoryBuffer | None:
     if not (isinstance(data, dict) and data.get("kind") == _HISTORY):
         return None
     log, counts, length = (data.get(name) for name in ("log", "counts", "max_length"))
-    columns = isinstance(log, torch.Tensor) and isinstance(counts, torch.Tensor)
-    if not columns or log.shape != counts.shape or log.dim() != 1 or type(length) is not int:
+    if not (isinstance(log, torch.Tensor) and isinstance(counts, torch.Tensor)):
+        return None
+    if log.shape != counts.shape or log.dim() != 1 or type(length) is not int:
         return None
     return HistoryBuffer(log.tolist(), counts.tolist(), max_length=max(length, 1))

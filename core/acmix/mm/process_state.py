@@ -1,5 +1,6 @@
 """What a process of a run holds beside weights and optimiser, saved for every one of them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def set_process_state(model: nn.Module, state: dict, source: str) -> None:
     set_random_state(state.get("random"), source)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> Any:
     """The model without what runs it in several processes."""
     while is_model_wrapper(model):
         model = model.module
@@ -66,7 +67,7 @@ def _to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
-def _tensors_like(saved: Any, own: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def _tensors_like(saved: Any, own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     fits = isinstance(saved, dict) and all(
         name in own and isinstance(tensor, Tensor) and tensor.shape == own[name].shape
         for name, tensor in saved.items()

@@ -14,7 +14,8 @@ from acmix.errors import CheckpointError
 def random_state() -> dict:
     """State of the generators of Python, NumPy, torch and every GPU, as numbers and tensors."""
     version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    numbers: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = numbers
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "python": [version, torch.tensor(words), gauss],

@@ -65,7 +65,15 @@ class ACmixRunner(Runner):
         """
         if self._resume:
             self._choose_checkpoint()
-        return super().train()
+        try:
+            return super().train()
+        except OSError as error:
+            if Path(self.log_dir).is_dir():
+                raise
+            raise InputError(
+                f"work_dir={self.work_dir}: it was removed during the run; go on with --resume if "
+                "its checkpoints are still somewhere, or start anew"
+            ) from error
 
     def test(self) -> dict:
         """Test; the checkpoint must fill the whole model."""
@@ -213,9 +221,9 @@ class ACmixRunner(Runner):
             except InputError as error:
                 choice[1] = error
         broadcast_object_list(choice)
-        path, error = choice
-        if error is not None:
-            raise error
+        path, problem = choice
+        if problem is not None:
+            raise problem
         self.logger.info(f"Resuming from {path}" if path else "Nothing to resume: a fresh start")
         if path is None:
             return
@@ -224,7 +232,7 @@ class ACmixRunner(Runner):
 
     def _admit(self, path: str | Path) -> None:
         """Take the training state and the seed of a checkpoint, before loaders are built."""
-        content = read_anywhere(path)
+        content = read_anywhere(str(path))
         self.resumed_state = admit_training_state(content, str(path))
         self.loaded_classes, self.resumed_from = class_names(content), str(path)
         seed = self.resumed_state["meta"]["seed"]
@@ -255,7 +263,7 @@ class ACmixRunner(Runner):
 
     def _fitted_state(self, filename: str) -> dict:
         """The training state that was chosen, fitted to this run's optimiser and schedulers."""
-        taken = dict(self.resumed_state)
+        taken = dict(self.resumed_state or {})
         taken["optimizer"] = fit_optimizer(taken["optimizer"], self.optim_wrapper, filename)
         if "param_schedulers" in taken and self.param_schedulers is not None:
             saved = taken["param_schedulers"]

@@ -27,7 +27,8 @@ def fit_optimizer(saved: dict, wrapper: OptimWrapper | OptimWrapperDict, source:
             name: fit_optimizer(saved.get(name, {}), part, source) for name, part in wrapper.items()
         }
     current = wrapper.state_dict()
-    groups, state = saved.get("param_groups"), saved.get("state")
+    groups: Any = saved.get("param_groups")
+    state: Any = saved.get("state")
     shapes = [p.shape for group in wrapper.param_groups for p in group["params"]]
     try:
         fitted = {

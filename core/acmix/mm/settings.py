@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from acmix.errors import InputError
+from acmix.mm.image_folder import class_folders
 from acmix.mm.sources import LOADERS, datasets, image_folder
 from acmix.suggest import did_you_mean
 
@@ -50,8 +51,6 @@ def apply_train_flags(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        if not torch.cuda.is_available():
-            raise InputError("--amp: mixed precision training needs a GPU; leave it out here")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if args.resume is not None:
@@ -98,11 +97,11 @@ def apply_data_root(cfg: Config) -> None:
     root = cfg.get("data_root")
     for name, dataset in datasets(cfg):
         if root is not None:
-            dataset.data_root = str(root)
+            dataset["data_root"] = str(root)
         evaluators = cfg.get(name.replace("dataloader", "evaluator")) or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if "ann_file" in evaluator:
-                evaluator.ann_file = str(Path(dataset.get("data_root") or "", dataset.ann_file))
+                evaluator.ann_file = str(Path(dataset.get("data_root") or "", dataset["ann_file"]))
 
 
 def fill_class_count(cfg: Config) -> None:
@@ -115,9 +114,7 @@ def fill_class_count(cfg: Config) -> None:
     if head is None or head.get("num_classes", 0) is not None:
         return
     folder = image_folder(next(datasets(cfg, ("train_dataloader",)))[1])
-    count = sum(entry.is_dir() for entry in folder.iterdir())
-    if count == 0:
-        raise InputError(f"{folder}: has no class folders; put the images of each class into one")
+    count = len(class_folders(folder))
     head.num_classes = count
     cfg.data_preprocessor.num_classes = count
 
@@ -126,8 +123,8 @@ def _find_config(project: Path, path: Path) -> Path:
     for candidate in (path, project / path):
         if candidate.is_file():
             return candidate
-    known = sorted(p.relative_to(project) for p in project.glob("configs/**/*.py"))
-    known = [str(p) for p in known if "_base_" not in p.parts]
+    paths = sorted(p.relative_to(project) for p in project.glob("configs/**/*.py"))
+    known = [str(p) for p in paths if "_base_" not in p.parts]
     names = {Path(name).name: name for name in known}
     hint = did_you_mean(path.name, names) or f"; there are {', '.join(known)}"
     raise InputError(f"config {path} not found{hint}")

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def load_weights(
         CheckpointError: The weights are of another model, incomplete, or (when ``complete``) of
             another number of classes.
     """
-    backbone = getattr(model, "backbone", model)
+    backbone: Any = getattr(model, "backbone", model)
     conversion = backbone.convert_state_dict(state_dict)
     if backbone is model:
         conversion = _of_backbone(conversion)

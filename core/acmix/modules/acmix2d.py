@@ -2,15 +2,16 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
-from acmix.checks import check_odd, check_positive, require
+from acmix.checks import check_odd, check_positive, has_shape, not_empty, require
 from acmix.functional import sliding_window_attention, sliding_window_paths
-from acmix.geometry import output_size, pixel_grid
+from acmix.fx import fx_leaf
+from acmix.geometry import output_size
 from acmix.modules.baking import joined_projections
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf, is_plain, project
+from acmix.modules.children import encode_position, is_plain, project
+from acmix.tracing import unflatten
 
 
 class ACmix2d(ACmixBase):
@@ -86,7 +87,7 @@ class ACmix2d(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         qkv = self.qkv(x) if self.deployed else project(x, self.conv1, self.conv2, self.conv3)
         att: Tensor | None
@@ -109,7 +110,7 @@ class ACmix2d(ACmixBase):
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
-        q, k, v = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
+        q, k, v = unflatten(qkv, 1, (3, self.num_heads, self.head_dim)).unbind(1)
         out = sliding_window_attention(q, k, v, self._position(qkv), **self._window())
         return out.flatten(1, 2)
 
@@ -132,13 +133,7 @@ class ACmix2d(ACmixBase):
         return self._sizes.get(qkv, self._encode) if self.deployed else self._encode(qkv)
 
     def _encode(self, qkv: Tensor) -> Tensor:
-        conv = self.conv_p
-        grid = pixel_grid(qkv.shape[-2:], like=conv.weight)
-        if not is_plain(conv, nn.Conv2d) or conv.bias is None:
-            return conv(grid)[0].to(qkv.dtype)
-        # A product, as torch's convolution of two channels is slow.
-        position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid[0].flatten(1))
-        return position.unflatten(1, grid.shape[2:]).to(qkv.dtype)
+        return encode_position(self.conv_p, like=qkv)
 
     def _fold(self) -> None:
         self.qkv = joined_projections(self, self.in_channels)

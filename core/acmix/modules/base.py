@@ -149,7 +149,7 @@ class ACmixBase(Deployable):
 
     def scaled_kernels(self, like: Tensor) -> Tensor:
         """The shift kernels times beta: the path is linear in them, and they are small."""
-        beta, kernels = self.beta(), self.dep_conv(like)
+        beta, kernels = self.beta(), self.dep_conv(like.detach())
         return kernels if beta is None else kernels * beta
 
     def beta(self) -> Tensor | None:
@@ -241,9 +241,14 @@ class ACmixBase(Deployable):
         raise NotImplementedError
 
     @staticmethod
-    def call_size(*args: Any) -> tuple[int, ...]:
+    def call_size(*args: Any, **kwargs: Any) -> tuple[int, ...]:
         """Arguments of ``multiply_adds`` for a call of the layer with ``args``."""
         raise NotImplementedError
+
+    def count_call(self, *args: Any, **kwargs: Any) -> int:
+        """Multiply-adds of a call of the layer, for all maps of the batch."""
+        x = args[0] if args else kwargs["x"]
+        return len(x) * self.multiply_adds(*map(int, self.call_size(*args, **kwargs)))
 
     def convolution_multiply_adds(self, pixels: int, out_pixels: int) -> int:
         """Multiply-adds of the convolution path: 3 k_c² C a pixel and k_c⁴ C an output pixel."""

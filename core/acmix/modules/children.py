@@ -1,14 +1,14 @@
-"""Which children of a layer may be read instead of called, and how a layer looks to a tracer."""
+"""Which children of a layer may be read instead of called, and what is done with them."""
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Proxy, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from acmix.geometry import pixel_grid
+from acmix.tracing import unflatten
 
 Child = TypeVar("Child", bound=nn.Module)
 
@@ -59,25 +59,26 @@ def project(x: Tensor, *convs: nn.Conv2d) -> Tensor:
     return F.conv2d(x, torch.cat([conv.weight for conv in convs]), torch.cat(biases))
 
 
+def encode_position(conv: nn.Conv2d, like: Tensor) -> Tensor:
+    """The 1×1 convolution ``conv`` of the coordinates of every pixel, (D, H, W).
+
+    Args:
+        conv: 2 channels to D.
+        like: Maps (..., H, W) in whose size and dtype, and on whose device, the result is.
+    """
+    size = like.shape[-2:]
+    if not is_plain(conv, nn.Conv2d) or conv.bias is None:
+        # Its weights may be elsewhere, of another dtype or none at all until it is called.
+        return conv(pixel_grid(size, like))[0].to(like.dtype)
+    grid = pixel_grid(size, like=conv.weight)[0].flatten(1)
+    # A product, as torch's convolution of two channels is slow.
+    position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid)
+    return unflatten(position, 1, size).to(like.dtype)
+
+
 def reset_children(layer: nn.Module) -> None:
     """Call ``reset_parameters`` of every module below ``layer`` that has one."""
     for module in layer.modules():
         reset = getattr(module, "reset_parameters", None)
         if module is not layer and callable(reset):
             reset()
-
-
-def fx_leaf(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a layer's ``forward``: symbolic tracing records one call of the layer.
-
-    The checks and the choice of a backend need sizes, which a symbolic trace has not.
-    """
-
-    @functools.wraps(forward)
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(args[0], Proxy):
-            tracer = cast(Tracer, args[0].tracer)
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
-        return forward(self, *args, **kwargs)
-
-    return call

@@ -5,12 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from acmix.checks import check_choice, check_odd, check_positive, require
+from acmix.checks import check_choice, check_odd, check_positive, has_shape, not_empty, require
 from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
-from acmix.geometry import can_reflect, neighbours, pixel_grid
+from acmix.fx import fx_leaf
+from acmix.geometry import can_reflect, neighbours
 from acmix.modules.baking import joined_projections
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import affine_of, fx_leaf, has_statistics, is_plain, project
+from acmix.modules.children import (
+    affine_of,
+    encode_position,
+    has_statistics,
+    is_plain,
+    project,
+)
+from acmix.tracing import is_known
 
 SAN_ATTENTIONS = ("patchwise", "pairwise")
 
@@ -97,7 +105,7 @@ class PatchwiseACmix(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels and min(x.shape[-2:]) > 0
+        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
         require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
         qkv = self.qkv(x) if self.deployed else project(x, self.conv1, self.conv2, self.conv3)
         att = self._attend(qkv) if self.has_attention else None
@@ -118,12 +126,12 @@ class PatchwiseACmix(ACmixBase):
         """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
         relation = neighbourhood_difference(q, k, kernel_size=self.kernel_att, backend=self.backend)
         distance = self._sizes.get(q, self._distances) if self.deployed else self._distances(q)
-        pairs = torch.cat([relation, distance.expand(len(q), -1, -1, -1, -1)], dim=1)
+        pairs = torch.cat([relation, distance.expand(q.shape[0], -1, -1, -1, -1)], dim=1)
         return self.conv_w(pairs.flatten(3)).unflatten(3, q.shape[-2:]).softmax(dim=2)
 
     def _distances(self, q: Tensor) -> Tensor:
         """Differences of the positions of a neighbourhood, (1, 2, k², H, W)."""
-        position = self.conv_p(pixel_grid(q.shape[-2:], like=self.conv_p.weight)).to(q.dtype)
+        position = encode_position(self.conv_p, like=q)[None]
         return neighbourhood_difference(position, kernel_size=self.kernel_att, backend=self.backend)
 
     def _patchwise(self, q: Tensor, k: Tensor) -> Tensor:
@@ -138,7 +146,8 @@ class PatchwiseACmix(ACmixBase):
 
     def _shifted(self, k: Tensor) -> list[Tensor]:
         """K at every offset of the neighbourhood, row by row, as views."""
-        reflect = can_reflect(k.shape[-2:], self.kernel_att // 2)
+        size = k.shape[-2:]
+        reflect = not is_known(*size) or can_reflect(size, self.kernel_att // 2)
         return neighbours(k, self.kernel_att, reflect=reflect)
 
     def _patches(self, q: Tensor, k: Tensor) -> Tensor:
@@ -187,6 +196,8 @@ class PatchwiseACmix(ACmixBase):
         """Multiply-adds for one map of this input size."""
         relation, window = self.head_dim, self.kernel_att**2
         pixel = self.in_channels * (2 * relation + self.dim)
+        if hasattr(self, "conv_p"):
+            pixel += self.conv_p.weight.numel()
         if self.has_attention:
             products = sum(m.weight.numel() for m in self.conv_w if isinstance(m, nn.Conv2d))
             evaluations = 1 if self.attention == "patchwise" else window

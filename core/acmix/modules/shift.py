@@ -62,7 +62,9 @@ class ShiftKernels(nn.Module):
     def forward(self, like: Tensor) -> Tensor:
         """The kernels; those that are not learnable are made here, in the kind of ``like``."""
         if self.learnable:
-            return self.weight
+            # Counters look for the graph of what a module returns; without gradients the parameter
+            # itself has none.
+            return self.weight if torch.is_grad_enabled() else self.weight.detach()
         shifts = one_hot_shifts(self.kernel_size, like)
         return shifts.expand(self.head_dim, *shifts.shape[1:])
 

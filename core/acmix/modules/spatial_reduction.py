@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmix.checks import check_positive, require
+from acmix.checks import check_positive, has_shape, require
+from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
 from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf
+from acmix.tracing import as_number, at_least, is_known, unflatten
 
 
 class GlobalACmix(ACmixBase):
@@ -85,14 +86,17 @@ class GlobalACmix(ACmixBase):
             (B, T + H * W, C).
         """
         height, width = hw_shape
-        extra = x.shape[1] - height * width if x.dim() == 3 else -1
-        fits = x.dim() == 3 and x.shape[2] == self.dim and extra >= 0
-        require(fits, "input shape", tuple(x.shape), f"give (B, {height} * {width}, {self.dim})")
+        extra = as_number(x.shape[1] - height * width) if x.dim() == 3 else -1
+        fits = has_shape(x, None, None, self.dim) and (not is_known(extra) or extra >= 0)
+        remedy = "give (B, {} * {}, {})"
+        require(fits, "input shape", tuple(x.shape), remedy, height, width, self.dim)
         q = self.q(x)
         source, small = self._reduce(x, extra, hw_shape)
         kv = self.kv(source)
         att = self._attend(q, kv) if self.has_attention else None
-        conv = self._convolve_tokens(q, kv, hw_shape, small) if self.has_convolution else None
+        conv = None
+        if self.has_convolution:
+            conv = self._convolve_tokens(q, kv, extra, hw_shape, small)
         return self.proj_drop(self.add_paths(att, conv))
 
     def _reduce(
@@ -101,9 +105,9 @@ class GlobalACmix(ACmixBase):
         """Tokens that keys and values are made of, and the size of their map."""
         if self.sr_ratio == 1:
             return x, hw_shape
-        maps = x[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
+        maps = unflatten(x[:, extra:].transpose(1, 2), 2, hw_shape)
         # A map smaller than one reduction is filled up with zeros.
-        bottom, right = (max(self.sr_ratio - size, 0) for size in hw_shape)
+        bottom, right = (at_least(size, self.sr_ratio) - size for size in hw_shape)
         maps = self.sr(pad_missing(maps, (0, right, 0, bottom)))
         tokens = torch.cat([x[:, :extra], maps.flatten(2).transpose(1, 2)], dim=1)
         return self.norm(tokens), maps.shape[2:]
@@ -112,7 +116,7 @@ class GlobalACmix(ACmixBase):
         """proj(F_att), (B, T + H * W, C)."""
         heads = (self.num_heads, self.head_dim)
         query = q.unflatten(2, heads).transpose(1, 2)
-        key, value = kv.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+        key, value = kv.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind()
         dropout = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -121,14 +125,14 @@ class GlobalACmix(ACmixBase):
         self,
         q: Tensor,
         kv: Tensor,
+        extra: int,
         hw_shape: tuple[int, int],
         small: tuple[int, int],
     ) -> Tensor:
         """F_conv of the pixels times beta, zero for the extra tokens, (B, T + H * W, C)."""
-        extra = q.shape[1] - hw_shape[0] * hw_shape[1]
-        q_map = q[:, extra:].transpose(1, 2).unflatten(2, hw_shape)
-        kv_map = kv[:, extra:].transpose(1, 2).unflatten(2, small)
-        if small != hw_shape:
+        q_map = unflatten(q[:, extra:].transpose(1, 2), 2, hw_shape)
+        kv_map = unflatten(kv[:, extra:].transpose(1, 2), 2, small)
+        if self.sr_ratio > 1:
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
         out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)
         return pad_missing(out, (0, 0, extra, 0))
@@ -144,10 +148,11 @@ class GlobalACmix(ACmixBase):
         """Multiply-adds for one map of this input size and T extra tokens."""
         tokens = extra + height * width
         reduced = (max(height // self.sr_ratio, 1), max(width // self.sr_ratio, 1))
-        keys = extra + reduced[0] * reduced[1]
+        pixels = reduced[0] * reduced[1]
+        keys = extra + pixels
         total = self.dim**2 * (tokens + 2 * keys)
         if self.sr_ratio > 1:
-            total += self.sr_ratio**2 * self.dim**2 * keys
+            total += self.sr_ratio**2 * self.dim**2 * pixels
         if self.has_attention:
             total += self.dim**2 * tokens + 2 * tokens * keys * self.dim
         return total + self.convolution_multiply_adds(height * width, height * width)

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acmix.checks import check_positive, require
+from acmix.checks import check_positive, has_shape, not_empty, require
 from acmix.functional import window_attention
-from acmix.geometry import pad_missing
+from acmix.fx import fx_leaf
+from acmix.geometry import missing, pad_missing
 from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
-from acmix.modules.children import fx_leaf
 
 
 class WindowACmix(ACmixBase):
@@ -105,15 +105,11 @@ class WindowACmix(ACmixBase):
         Returns:
             (B, H, W, C).
         """
-        require(
-            x.dim() == 4 and x.shape[-1] == self.dim and min(x.shape[1:3]) > 0,
-            "input shape",
-            tuple(x.shape),
-            f"give (B, H, W, {self.dim})",
-        )
+        fits = has_shape(x, None, None, None, self.dim) and not_empty(*x.shape[1:3])
+        require(fits, "input shape", tuple(x.shape), f"give (B, H, W, {self.dim})")
         height, width = x.shape[1:3]
         win_h, win_w = self.window_size
-        x = pad_missing(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
+        x = pad_missing(x, (0, 0, 0, missing(width, win_w), 0, missing(height, win_h)))
         qkv = self.qkv(x)
         att = self._attend(qkv, mask) if self.has_attention else None
         conv = self._convolve_pixels(qkv) if self.has_convolution else None
@@ -125,7 +121,7 @@ class WindowACmix(ACmixBase):
         win_h, win_w = self.window_size
         rows, cols = height // win_h, width // win_w
         qkv = qkv.view(batch, rows, win_h, cols, win_w, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3)
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3).unbind()
         out = window_attention(
             q,
             k,

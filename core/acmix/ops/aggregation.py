@@ -1,5 +1,7 @@
 """Aggregation of a neighbourhood."""
 
+import math
+
 from torch import Tensor
 
 from acmix.geometry import output_size
@@ -21,6 +23,14 @@ def _fake_backward(grad, v, w, kernel_size, stride, dilation, reflect):
     return v.new_empty(v.shape), w.new_empty(w.shape)
 
 
+def _multiply_adds(v, w, kernel_size, stride, *_):
+    return math.prod(v[:2]) * kernel_size**2 * math.prod(output_size(v[2:], stride))
+
+
+def _multiply_adds_backward(grad, *args):
+    return 2 * _multiply_adds(*args)
+
+
 def _setup(ctx, inputs, output):
     v, w, *ctx.window = inputs
     ctx.save_for_backward(v, w)
@@ -35,7 +45,12 @@ aggregation_backward = define(
     f"aggregation_backward(Tensor grad, Tensor v, Tensor w, {WINDOW}, bool reflect) "
     "-> (Tensor, Tensor)",
     _fake_backward,
+    multiply_adds=_multiply_adds_backward,
 )
 aggregation = define(
-    f"aggregation(Tensor v, Tensor w, {WINDOW}, bool reflect) -> Tensor", _fake, _backward, _setup
+    f"aggregation(Tensor v, Tensor w, {WINDOW}, bool reflect) -> Tensor",
+    _fake,
+    _backward,
+    _setup,
+    multiply_adds=_multiply_adds,
 )

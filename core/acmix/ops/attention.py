@@ -1,5 +1,6 @@
 """Sliding window attention."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from acmix.geometry import output_size
 from acmix.layout import empty_map
-from acmix.ops.registration import WINDOW, define
+from acmix.ops.registration import WINDOW, Shape, define
 
 
 def sliding_window_attention(
@@ -42,6 +43,17 @@ def _fake_backward(grad, q, k, v, out, lse, kernel_size, stride, dilation):
     return empty_map(q, q.shape), empty_map(k, k.shape), empty_map(v, v.shape)
 
 
+def attention_multiply_adds(
+    q: Shape, k: Shape, v: Shape, kernel_size: int, stride: int, dilation: int
+) -> int:
+    """Three for each key and channel: the two products, and the term of the position."""
+    return 3 * kernel_size**2 * math.prod(q[:3]) * math.prod(output_size(q[3:], stride))
+
+
+def _multiply_adds_backward(grad, q, k, v, out, lse, *window):
+    return 2 * attention_multiply_adds(q, k, v, *window)
+
+
 def _setup(ctx, inputs, output):
     *maps, ctx.kernel_size, ctx.stride, ctx.dilation = inputs
     ctx.save_for_backward(*maps, *output)
@@ -58,10 +70,12 @@ attention_backward = define(
     "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     f"{WINDOW}) -> (Tensor, Tensor, Tensor)",
     _fake_backward,
+    multiply_adds=_multiply_adds_backward,
 )
 attention = define(
     f"attention(Tensor q, Tensor k, Tensor v, {WINDOW}) -> (Tensor, Tensor)",
     _fake,
     _backward,
     _setup,
+    multiply_adds=attention_multiply_adds,
 )

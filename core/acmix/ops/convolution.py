@@ -1,16 +1,17 @@
 """The convolution path: a layer over the maps, then shift and sum."""
 
+import math
+
 from torch import Tensor
 
 from acmix.geometry import output_size
 from acmix.layout import empty_image, empty_map
-from acmix.ops.registration import define
+from acmix.ops.registration import Shape, define
 
 
-def empty_weights(layer: Tensor | None, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """New gradients of the layer (empty without one) and the shift kernels."""
-    grad_layer = kernels.new_empty(0) if layer is None else layer.new_empty(layer.shape)
-    return grad_layer, kernels.new_empty(kernels.shape)
+def empty_weights(layer: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """New gradients of the layer and the shift kernels."""
+    return layer.new_empty(layer.shape), kernels.new_empty(kernels.shape)
 
 
 def _fake(maps, layer, kernels, stride):
@@ -22,25 +23,35 @@ def _fake_backward(grad, maps, layer, kernels, stride):
     return empty_map(maps, maps.shape), *empty_weights(layer, kernels)
 
 
+def convolution_multiply_adds(maps: Shape, layer: Shape, kernels: Shape, stride: int) -> int:
+    """The layer at every pixel, the shifts at every output; a bias has none."""
+    pixels, outputs = math.prod(maps[3:]), math.prod(output_size(maps[3:], stride))
+    return maps[0] * (layer[0] * math.prod(maps[1:3]) * pixels + math.prod(kernels) * outputs)
+
+
+def _multiply_adds_backward(grad, *args):
+    return 2 * convolution_multiply_adds(*args)
+
+
 def _setup(ctx, inputs, output):
     *tensors, ctx.stride = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):
-    maps, layer, kernels = ctx.saved_tensors
-    dmaps, dlayer, dkernels = convolution_backward(grad, maps, layer, kernels, ctx.stride)
-    return dmaps, None if layer is None else dlayer, dkernels, None
+    return *convolution_backward(grad, *ctx.saved_tensors, ctx.stride), None
 
 
 convolution_backward = define(
-    "convolution_backward(Tensor grad, Tensor maps, Tensor? layer, Tensor kernels, int stride) "
+    "convolution_backward(Tensor grad, Tensor maps, Tensor layer, Tensor kernels, int stride) "
     "-> (Tensor, Tensor, Tensor)",
     _fake_backward,
+    multiply_adds=_multiply_adds_backward,
 )
 convolution = define(
-    "convolution(Tensor maps, Tensor? layer, Tensor kernels, int stride) -> Tensor",
+    "convolution(Tensor maps, Tensor layer, Tensor kernels, int stride) -> Tensor",
     _fake,
     _backward,
     _setup,
+    multiply_adds=convolution_multiply_adds,
 )

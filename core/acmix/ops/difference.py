@@ -22,6 +22,11 @@ def _fake_backward(grad, height, width, kernel_size, stride, dilation, reflect):
     return grad.new_empty(shape), grad.new_empty(shape)
 
 
+def _multiply_adds(*_):
+    """Differences have no products."""
+    return 0
+
+
 def _setup(ctx, inputs, output):
     # Linear: the gradient needs the size of the maps alone.
     a, _, *ctx.window = inputs
@@ -36,7 +41,12 @@ difference_backward = define(
     f"difference_backward(Tensor grad, SymInt height, SymInt width, {WINDOW}, bool reflect) "
     "-> (Tensor, Tensor)",
     _fake_backward,
+    multiply_adds=_multiply_adds,
 )
 difference = define(
-    f"difference(Tensor a, Tensor b, {WINDOW}, bool reflect) -> Tensor", _fake, _backward, _setup
+    f"difference(Tensor a, Tensor b, {WINDOW}, bool reflect) -> Tensor",
+    _fake,
+    _backward,
+    _setup,
+    multiply_adds=_multiply_adds,
 )

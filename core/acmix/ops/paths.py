@@ -2,8 +2,8 @@
 
 from acmix.geometry import output_size
 from acmix.layout import empty_image, maps_of
-from acmix.ops.attention import empty_lse
-from acmix.ops.convolution import empty_weights
+from acmix.ops.attention import attention_multiply_adds, empty_lse
+from acmix.ops.convolution import convolution_multiply_adds, empty_weights
 from acmix.ops.registration import WINDOW, define
 
 
@@ -24,6 +24,19 @@ def _fake_backward(
     return dqkv, position.new_empty(position.shape), *empty_weights(layer, kernels)
 
 
+def _multiply_adds(qkv, position, layer, kernels, heads, *window):
+    maps = (qkv[0], 3 * heads, qkv[1] // (3 * heads), *qkv[2:])
+    q = k = v = (qkv[0], heads, *maps[2:])
+    attention = attention_multiply_adds(q, k, v, *window)
+    return attention + convolution_multiply_adds(maps, layer, kernels, window[1])
+
+
+def _multiply_adds_backward(
+    grad_attention, grad_convolution, qkv, position, layer, kernels, lse, *settings
+):
+    return 2 * _multiply_adds(qkv, position, layer, kernels, *settings)
+
+
 def _setup(ctx, inputs, output):
     *tensors, ctx.heads, ctx.kernel_size, ctx.stride, ctx.dilation = inputs
     ctx.save_for_backward(*tensors, output[2])
@@ -31,27 +44,23 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad_attention, grad_convolution, _):
-    # Read once: activation checkpointing computes saved tensors again for every reading.
-    saved = ctx.saved_tensors
     window = (ctx.heads, ctx.kernel_size, ctx.stride, ctx.dilation)
-    dqkv, dposition, dlayer, dkernels = paths_backward(
-        grad_attention, grad_convolution, *saved, *window
-    )
-    if saved[2] is None:
-        dlayer = None
-    return dqkv, dposition, dlayer, dkernels, None, None, None, None
+    grads = paths_backward(grad_attention, grad_convolution, *ctx.saved_tensors, *window)
+    return *grads, None, None, None, None
 
 
 paths_backward = define(
     "paths_backward(Tensor grad_attention, Tensor grad_convolution, Tensor qkv, Tensor position, "
-    f"Tensor? layer, Tensor kernels, Tensor lse, int heads, {WINDOW}) "
+    f"Tensor layer, Tensor kernels, Tensor lse, int heads, {WINDOW}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _fake_backward,
+    multiply_adds=_multiply_adds_backward,
 )
 paths = define(
-    "paths(Tensor qkv, Tensor position, Tensor? layer, Tensor kernels, int heads, "
+    "paths(Tensor qkv, Tensor position, Tensor layer, Tensor kernels, int heads, "
     f"{WINDOW}) -> (Tensor, Tensor, Tensor)",
     _fake,
     _backward,
     _setup,
+    multiply_adds=_multiply_adds,
 )

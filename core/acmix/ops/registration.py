@@ -1,9 +1,13 @@
 """How an operator is defined, and how a backend gives it a kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+Shape = Sequence[int]
 
 WINDOW = "int kernel_size, int stride, int dilation"
 
@@ -15,6 +19,8 @@ def define(
     fake: Callable,
     backward: Callable | None = None,
     setup: Callable | None = None,
+    *,
+    multiply_adds: Callable[..., int],
 ) -> OpOverload:
     """Define ``acmix::<name>`` and return it.
 
@@ -24,6 +30,8 @@ def define(
         backward: Gradient, as ``torch.library.register_autograd`` takes it. An operator without
             one is itself a gradient, and refuses to be differentiated.
         setup: What the gradient keeps of a call.
+        multiply_adds: Of a call with tensors of the shapes given in their place, for
+            ``torch.utils.flop_counter``. They are those of the layers' own ``multiply_adds``.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -31,7 +39,10 @@ def define(
     torch.library.register_autograd(
         f"acmix::{name}", backward or _refuse, setup_context=setup, lib=_library
     )
-    return getattr(torch.ops.acmix, name).default
+    operator = getattr(torch.ops.acmix, name)
+    if operator not in flop_registry:  # As it is when this module is imported anew.
+        register_flop_formula(operator)(_flops(multiply_adds))
+    return operator.default
 
 
 def kernel(op: OpOverload, device: str) -> Callable[[Callable], Callable]:
@@ -42,6 +53,15 @@ def kernel(op: OpOverload, device: str) -> Callable[[Callable], Callable]:
         return function
 
     return register
+
+
+def _flops(multiply_adds: Callable[..., int]) -> Callable[..., int]:
+    """The formula of an operator in torch's unit: two for each multiply-add."""
+
+    def formula(*args: Any, out_shape: object = None) -> int:
+        return 2 * multiply_adds(*args)
+
+    return formula
 
 
 def _refuse(ctx, *grads):

@@ -7,7 +7,7 @@ data_preprocessor = dict(num_classes=None)
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
+        type="ImageFolder",
         data_root=data_root,
         data_prefix="train",
         pipeline=_base_.train_pipeline,
@@ -16,7 +16,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
+        type="ImageFolder",
         data_root=data_root,
         data_prefix="val",
         pipeline=_base_.test_pipeline,

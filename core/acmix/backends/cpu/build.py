@@ -125,10 +125,14 @@ def _run_together(commands: list[list[str]]) -> None:
 
 def main() -> int:
     """Build into the user's cache and print the path."""
+    from acmix.backends.cpu.cache import checked_library
+
     try:
         compiler = find_compiler()
-        print(build(cached_library(compiler), compiler))
-    except BuildError as error:
+        path = cached_library(compiler)
+        path.unlink(missing_ok=True)
+        print(checked_library(path, lambda: build(path, compiler)))
+    except (BuildError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

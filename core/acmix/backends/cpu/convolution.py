@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acmix import ops
 from acmix.backends.cpu import library
-from acmix.backends.folding import fold
+from acmix.backends.folding import fold, fold_backward
 from acmix.geometry import one_hot_shifts, output_size
 from acmix.layout import channels_last, computable, in_format_of, new_map
 from acmix.ops.registration import kernel
@@ -38,41 +38,30 @@ def convolution_path(
     if kernels is None:
         shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
         kernels = shifts.expand(head_dim, *shifts.shape[-3:])
-    layer, kernels = foldable(fc_weight, kernels, fc_bias)
-    return ops.convolution(qkv.unflatten(1, (maps, head_dim)), layer, kernels, stride)
-
-
-def foldable(
-    fc_weight: Tensor, kernels: Tensor, fc_bias: Tensor | None
-) -> tuple[Tensor | None, Tensor]:
-    """Layer and shift kernels as the operators take them: no layer where folding it is cheaper."""
-    maps = fc_weight.shape[1]
     if fc_bias is not None:
         # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
         fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
-    if maps <= _MAX_FOLDED_MAPS:
-        return None, fold(kernels, fc_weight)
-    return fc_weight, kernels
+    return ops.convolution(qkv.unflatten(1, (maps, head_dim)), fc_weight, kernels, stride)
 
 
 @kernel(ops.convolution, "CPU")
-def _forward(maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+def _forward(maps: Tensor, layer: Tensor, kernels: Tensor, stride: int) -> Tensor:
     return in_format_of(maps, convolve(channels_last(computable(maps)), layer, kernels, stride))
 
 
 @kernel(ops.convolution_backward, "CPU")
 def _backward(
-    grad: Tensor, maps: Tensor, layer: Tensor | None, kernels: Tensor, stride: int
+    grad: Tensor, maps: Tensor, layer: Tensor, kernels: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Without a layer its gradient is empty."""
     x = channels_last(computable(maps))
     dx = new_map(x.new_empty, x.shape)
     grads = convolve_backward(computable(grad), x, layer, kernels, stride, dx, add=False)
     return in_format_of(maps, dx), *grads
 
 
-def convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> Tensor:
+def convolve(x: Tensor, fc_weight: Tensor, kernels: Tensor, stride: int) -> Tensor:
     """The path of channels-last maps, (B, D * N, H', W'), channels last."""
+    layer, kernels = _folded(x, fc_weight, kernels)
     batch, count, depth, height, width = x.shape
     size = output_size((height, width), stride)
     out = x.new_empty((batch, *size, kernels.shape[0]))
@@ -97,7 +86,7 @@ def convolve(x: Tensor, layer: Tensor | None, kernels: Tensor, stride: int) -> T
 def convolve_backward(
     grad: Tensor,
     x: Tensor,
-    layer: Tensor | None,
+    fc_weight: Tensor,
     kernels: Tensor,
     stride: int,
     dx: Tensor,
@@ -105,8 +94,9 @@ def convolve_backward(
     add: bool,
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient of channels-last maps to ``dx``, or add it; return the weights'."""
+    layer, taken = _folded(x, fc_weight, kernels)
     depth, height, width = x.shape[2:]
-    weights = _by_output(kernels, x)
+    weights = _by_output(taken, x)
     outs, inputs, size, _, _ = weights.shape
     g = grad.permute(0, 2, 3, 1).contiguous().unflatten(3, (depth, outs))
     columns = (inputs + outs) * (width + size)
@@ -130,9 +120,18 @@ def convolve_backward(
         ),
     )
     dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
-    if layer is None or dlayer is None:
-        return kernels.new_empty(0), dkernels.to(kernels.dtype)
-    return dlayer.sum((0, 3)).to(layer.dtype), dkernels.to(kernels.dtype)
+    dkernels = dkernels.to(kernels.dtype)
+    if dlayer is None:
+        dkernels, dlayer = fold_backward(dkernels, kernels, fc_weight)
+        return dlayer, dkernels
+    return dlayer.sum((0, 3)).to(fc_weight.dtype), dkernels
+
+
+def _folded(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Layer and kernels as the library takes them: no layer where folding it is cheaper."""
+    if x.shape[1] <= _MAX_FOLDED_MAPS:
+        return None, fold(kernels, fc_weight)
+    return fc_weight, kernels
 
 
 def _settings(

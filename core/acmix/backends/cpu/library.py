@@ -7,6 +7,7 @@ cache of libraries built on first use.
 
 import ctypes
 import functools
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from acmix.backends.cpu import build
+from acmix.backends.cpu import build, cache
 
 ISAS = ("baseline", "avx2", "avx512")
 ABI_VERSION = 2
 
 _TYPES = {torch.float32: 0, torch.float64: 1}
 _lock = threading.Lock()
+_logger = logging.getLogger("acmix")
 
 
 class _Map(ctypes.Structure):
@@ -219,11 +221,13 @@ def _load_once() -> tuple[Library | None, Exception | None]:
 
 @functools.cache
 def _load_cached() -> tuple[Library | None, Exception | None]:
+    if os.environ.get("ACMIX_CPU_KERNELS") == "0":
+        return None, OSError("turned off by ACMIX_CPU_KERNELS=0")
     try:
-        if os.environ.get("ACMIX_CPU_KERNELS") == "0":
-            raise OSError("turned off by ACMIX_CPU_KERNELS=0")
         return Library(_find()), None
     except (OSError, AttributeError, build.BuildError) as error:
+        # Once a process, since this result is kept: the kernels of torch serve, but slower.
+        _logger.warning("the compiled CPU kernels are not used: %s", error)
         return None, error
 
 
@@ -236,7 +240,7 @@ def _find() -> Path:
         return build.INSTALLED
     compiler = build.find_compiler()
     cached = build.cached_library(compiler)
-    return cached if cached.is_file() else build.build(cached, compiler)
+    return cache.checked_library(cached, lambda: build.build(cached, compiler))
 
 
 def _openmp_pool() -> int | None:

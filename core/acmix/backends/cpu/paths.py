@@ -4,7 +4,7 @@ from torch import Tensor
 
 from acmix import ops
 from acmix.backends.cpu.attention import attend, attend_backward
-from acmix.backends.cpu.convolution import convolve, convolve_backward, foldable
+from acmix.backends.cpu.convolution import convolve, convolve_backward
 from acmix.layout import channels_last, computable, in_format_of, maps_of, new_map
 from acmix.ops.registration import kernel
 
@@ -20,16 +20,15 @@ def sliding_window_paths(
     dilation: int,
 ) -> tuple[Tensor, Tensor]:
     """See ``acmix.sliding_window_paths``."""
-    layer, kernels = foldable(fc_weight, kernels, None)
     heads = fc_weight.shape[1] // 3
-    return ops.paths(qkv, position, layer, kernels, heads, kernel_size, stride, dilation)[:2]
+    return ops.paths(qkv, position, fc_weight, kernels, heads, kernel_size, stride, dilation)[:2]
 
 
 @kernel(ops.paths, "CPU")
 def _forward(
     qkv: Tensor,
     position: Tensor,
-    layer: Tensor | None,
+    layer: Tensor,
     kernels: Tensor,
     heads: int,
     kernel_size: int,
@@ -53,7 +52,7 @@ def _backward(
     grad_convolution: Tensor,
     qkv: Tensor,
     position: Tensor,
-    layer: Tensor | None,
+    layer: Tensor,
     kernels: Tensor,
     lse: Tensor,
     heads: int,

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from acmix.geometry import neighbours
+from acmix.tracing import unflatten
 
 
 def neighbourhood_aggregation(
@@ -13,6 +14,7 @@ def neighbourhood_aggregation(
     if dtype.itemsize == 2:
         # Sums of half precision products, and of their gradients, are kept in single precision.
         v, w = v.float(), w.float()
-    shifted = neighbours(v.unflatten(1, (-1, w.shape[1])), kernel_size, stride, dilation, reflect)
+    v = unflatten(v, 1, (-1, w.shape[1]))
+    shifted = neighbours(v, kernel_size, stride, dilation, reflect)
     terms = (w[:, None, :, o] * x for o, x in enumerate(shifted))
     return sum(terms, start=v.new_zeros(())).flatten(1, 2).to(dtype)

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.geometry import can_reflect, output_size, usable_window
+from acmix.backends.torch import any_size
+from acmix.geometry import can_reflect, ceil_div, output_size, usable_window
+from acmix.tracing import is_known
 
 # Larger tiles waste matrix work on masked keys, smaller ones copy more halo; 7 and 8 were the
 # fastest of 4, 7, 8 and 14 at every stage of ResNet-ACmix.
@@ -35,6 +37,10 @@ def sliding_window_attention(
         # position_r belongs to the key alone: the position term is a change of the keys.
         k = k - position
     height, width = q.shape[-2:]
+    if not is_known(height, width):
+        return any_size.sliding_window_attention(
+            q, k, v, kernel_size=kernel_size, stride=stride, dilation=dilation
+        )
     out_h, out_w = output_size((height, width), stride)
     pad = dilation * (kernel_size // 2)
     if can_reflect((height, width), pad):
@@ -110,8 +116,8 @@ class _Axis:
     """How one axis of ``size`` queries is cut into tiles."""
 
     def __init__(self, size: int, kernel_size: int, stride: int) -> None:
-        self.count = -(-size // _MAX_TILE)
-        self.tile = -(-size // self.count)
+        self.count = ceil_div(size, _MAX_TILE)
+        self.tile = ceil_div(size, self.count)
         self.padded = self.count * self.tile
         self.step = self.tile * stride
         self.halo = (self.tile - 1) * stride + kernel_size

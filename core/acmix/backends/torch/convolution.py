@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.backends.folding import MAX_FOLDED_MAPS, fold, widened
-from acmix.geometry import output_size
+from acmix.backends.folding import MAX_FOLDED_MAPS, fold, is_folded, widened
+from acmix.geometry import output_size, shifts_of
+from acmix.tracing import as_number
 
 
 def convolution_path(
@@ -19,13 +20,13 @@ def convolution_path(
     stride: int,
 ) -> Tensor:
     """See ``acmix.convolution_path``."""
-    maps = fc_weight.shape[1]
-    head_dim = qkv.shape[1] // maps
+    maps = as_number(fc_weight.shape[1])
+    head_dim = as_number(qkv.shape[1]) // maps
     # Channels last, the layer is one small matrix product a pixel whose result is in the
     # channel order of the grouped convolution; channels first it needs a transposed copy.
     pixels = qkv.permute(0, 2, 3, 1).unflatten(-1, (maps, head_dim)).transpose(-2, -1)
     if kernels is not None and maps <= MAX_FOLDED_MAPS:
-        if len(fc_weight) == 0 and fc_bias is not None:
+        if is_folded(fc_weight) and fc_bias is not None:
             kernels, of_ones = kernels.split((maps, 1), dim=1)
             fc_bias = qkv.new_ones(1)
         else:
@@ -44,7 +45,7 @@ def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tens
     The same at all pixels but those at the border, where the padding comes after the layer and
     cuts it off.
     """
-    size, (height, width) = kernels.shape[-1], qkv.shape[2:]
+    size, (height, width) = as_number(kernels.shape[-1]), qkv.shape[2:]
     summed = torch.einsum("cik,i->ck", widened(kernels.flatten(2)), widened(fc_bias))
     inside = F.unfold(summed.new_ones(1, 1, height, width), size, padding=size // 2, stride=stride)
     out = (summed @ inside[0]).unflatten(1, output_size((height, width), stride))
@@ -53,19 +54,13 @@ def _of_bias(fc_bias: Tensor, kernels: Tensor, qkv: Tensor, stride: int) -> Tens
 
 def _grouped(maps: Tensor, kernels: Tensor, stride: int) -> Tensor:
     """Convolve (B, H, W, D, maps), one group a channel d."""
-    groups, padding = maps.shape[3], kernels.shape[-1] // 2
+    groups, padding = as_number(maps.shape[3]), as_number(kernels.shape[-1]) // 2
     x = maps.flatten(-2).permute(0, 3, 1, 2)
     return F.conv2d(x, kernels, stride=stride, padding=padding, groups=groups)
 
 
 def _shift_and_sum(f: Tensor, stride: int) -> Tensor:
     """Sum of the taps of (B, D, taps, H, W), each moved by its own offset."""
-    size = math.isqrt(f.shape[2])
-    height, width = f.shape[-2:]
-    padded = F.pad(f, (size // 2,) * 4)
-    offsets = [(dy, dx) for dy in range(size) for dx in range(size)]
-    taps = (
-        padded[:, :, tap, dy : dy + height : stride, dx : dx + width : stride]
-        for tap, (dy, dx) in enumerate(offsets)
-    )
-    return sum(taps, start=f.new_zeros(()))
+    size = math.isqrt(as_number(f.shape[2]))
+    shifted = shifts_of(F.pad(f, (size // 2,) * 4), size, stride)
+    return sum((x[:, :, tap] for tap, x in enumerate(shifted)), start=f.new_zeros(()))

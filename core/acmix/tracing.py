@@ -1,0 +1,61 @@
+"""Calls that are written down, by an exporter or a tracer, and the sizes that they leave open."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import SymInt, Tensor
+
+Size = int | SymInt | Tensor
+
+
+def is_written_down() -> bool:
+    """Whether operators are recorded: by ``torch.export``, ``torch.jit.trace`` or for ONNX.
+
+    The record serves other inputs later, and runs where acmix is not installed.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def is_known(*sizes: Size) -> bool:
+    """Whether code may branch on these sizes, since they are the same whenever it runs again.
+
+    Sizes that ``torch.export`` leaves open are symbols and those of a trace are tensors: a branch
+    on them would serve the example's size alone. A compiled call may branch on its symbols: it has
+    guards, and is compiled anew.
+    """
+    if torch.compiler.is_exporting():
+        # Imported here since it takes a second.
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return all(has_static_value(size) for size in sizes)
+    return not any(isinstance(size, Tensor) for size in sizes)
+
+
+def at_least(size: Size, least: int) -> Size:
+    """The larger of a size and a number."""
+    if isinstance(size, Tensor):
+        return size.clamp(min=least)
+    return torch.sym_max(size, least)
+
+
+def as_number(size: Size) -> int:
+    """A size of the example where it is traced, without the tracer's warning.
+
+    For what a trace can't leave open: checks, and sizes of parameters.
+    """
+    if not isinstance(size, Tensor):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return int(size)
+
+
+def unflatten(x: Tensor, dim: int, sizes: Sequence[Size]) -> Tensor:
+    """``x.unflatten(dim, sizes)``, for a result whose shape is read.
+
+    The ONNX exporter of traces takes the shape that an unflatten has in the example for fixed.
+    """
+    if not torch.jit.is_tracing():
+        return x.unflatten(dim, sizes)
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])

@@ -1,0 +1,66 @@
+"""Networks of others with our layers in them, for tests of other people's tools."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import acmix
+
+SHIFTS = ("learnable", "fixed", "tensor")
+
+
+def weighted(layer: nn.Module) -> list[str]:
+    """Names of all children with a weight, but for norms."""
+    norms = (nn.BatchNorm2d, nn.LayerNorm)
+    return [
+        name
+        for name, module in layer.named_modules()
+        if name and hasattr(module, "weight") and not isinstance(module, norms)
+    ]
+
+
+def _unit(channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> nn.Module:
+    conv = nn.Conv2d(
+        channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.SiLU())
+
+
+class CSP(nn.Module):
+    """Stem, and a stage whose second half of channels goes past a residual pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = _unit(3, 8, 3, 2), _unit(8, 16, 3, 2)
+        self.pair = nn.Sequential(_unit(8, 8), _unit(8, 8, 3))
+        self.merge, self.head = _unit(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.down(self.stem(x)).chunk(2, dim=1)
+        x = self.merge(torch.cat([left, right + self.pair(right)], dim=1))
+        return self.head(x.mean((2, 3)))
+
+
+def _resnet18() -> nn.Module:
+    torchvision = pytest.importorskip("torchvision", reason="pip install torchvision")
+    return torchvision.models.resnet18(num_classes=5)
+
+
+def _timm_resnet50() -> nn.Module:
+    timm = pytest.importorskip("timm", reason="timm is not installed (pip install timm)")
+    return timm.create_model("resnet50", num_classes=5)
+
+
+NETWORKS = {"resnet18": _resnet18, "timm-resnet50": _timm_resnet50, "csp": CSP}
+
+
+def build_network(name: str) -> nn.Module:
+    """A network of somebody else, in evaluation, with ``ACmix2d`` in place of convolutions."""
+    network = NETWORKS[name]().eval()
+    acmix.replace_convolutions(network, kernel_att=3, copy_weights=False)
+    return network
+
+
+def images(size: int = 33) -> Tensor:
+    """Input of a network."""
+    return torch.randn(2, 3, size, size)
