@@ -19,7 +19,7 @@ FLOORS = (
     ("acmix.functional",),
     ("acmix.modules",),
     ("acmix.digests", "acmix.reading_cost"),
-    ("acmix.checkpoint", "acmix.complexity", "acmix.warm_start"),
+    ("acmix.checkpoint", "acmix.complexity", "acmix.report", "acmix.warm_start"),
     ("acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
     ("acmix",),
     ("acmix.info", "acmix.mm"),

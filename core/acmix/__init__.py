@@ -5,7 +5,7 @@
 
 from acmix.checkpoint import load_released
 from acmix.deploy import deploy, fuse_norm
-from acmix.dropin import Replacement, replace_convolutions
+from acmix.dropin import apply_replacements, replace_convolutions
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
     convolution_path,
@@ -18,15 +18,18 @@ from acmix.functional import (
 from acmix.modules import (
     MIX_MODES,
     SHIFT_MODES,
+    ACmix,
     ACmix2d,
     GlobalACmix,
     PatchwiseACmix,
     WindowACmix,
 )
+from acmix.report import Replacement
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACmix",
     "ACmix2d",
     "BackendError",
     "CheckpointError",
@@ -37,6 +40,7 @@ __all__ = [
     "Replacement",
     "SHIFT_MODES",
     "WindowACmix",
+    "apply_replacements",
     "convolution_path",
     "deploy",
     "fuse_norm",

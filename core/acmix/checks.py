@@ -9,7 +9,7 @@ from acmix.suggest import did_you_mean
 from acmix.tracing import Size, as_number, is_known
 
 
-def require(condition: bool, name: str, value: object, remedy: str, *sizes: Size) -> None:
+def require(condition: bool, name: str, value: object, remedy: str, *sizes: object) -> None:
     """Raise ``InputError("<name>=<value>: <remedy>")`` unless the condition holds.
 
     ``sizes`` fill the gaps ``{}`` of the remedy, then only: printing a size that an exported

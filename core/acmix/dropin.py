@@ -1,60 +1,21 @@
 """ACmix2d in place of the convolutions of an existing network, and a report of what was done."""
 
+import os
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from acmix.checks import check_odd, check_positive, require
+from acmix.errors import InputError
 from acmix.modules import ACmix2d, ACmixBase
+from acmix.report import Replacement, Report
 from acmix.warm_start import can_copy, copy_convolution
 
-
-@dataclass(frozen=True)
-class Replacement:
-    """What became of one convolution.
-
-    Attributes:
-        names: Its names in the model; several where it is shared.
-        sizes: Its sizes in words.
-        before: Parameters of the convolution.
-        after: Parameters of what stands there now.
-        kept: Why it was kept; ``None`` where it was replaced.
-        error: Relative error of the layer's convolution path against the copied weight, in the
-            Frobenius norm; ``None`` where nothing was copied.
-    """
-
-    names: tuple[str, ...]
-    sizes: str
-    before: int
-    after: int
-    kept: str | None = None
-    error: float | None = None
-
-    def __str__(self) -> str:
-        """One line: names, sizes, parameters, and what was done."""
-        done = f"kept, {self.kept}"
-        if self.kept is None:
-            start = "fresh" if self.error is None else f"copied, error {self.error:.2f}"
-            done = f"{self.before:,} -> {self.after:,}, {start}"
-        return f"{', '.join(self.names)} ({self.sizes}): {done}"
-
-
-class Report(list[Replacement]):
-    """A ``Replacement`` for each convolution that was looked at, in the model's order."""
-
-    @property
-    def replaced(self) -> list[Replacement]:
-        """The convolutions that are ACmix layers now."""
-        return [row for row in self if row.kept is None]
-
-    def __str__(self) -> str:
-        """A line for each convolution, and the totals."""
-        before, after = (sum(getattr(row, side) for row in self) for side in ("before", "after"))
-        count = len(self.replaced)
-        total = f"{count} replaced, {len(self) - count} kept: {before:,} -> {after:,} parameters"
-        return "\n".join([*map(str, self), total])
+# A convolution of no more input channels sees the image itself: grey, RGB, RGB and depth.
+_IMAGE_CHANNELS = 4
 
 
 def replace_convolutions(
@@ -64,6 +25,7 @@ def replace_convolutions(
     kernel_att: int = 7,
     kernel_sizes: Iterable[int] = (3,),
     where: Callable[[str, nn.Conv2d], bool] | None = None,
+    stems: bool = False,
     copy_weights: bool = True,
     **options,
 ) -> Report:
@@ -85,17 +47,22 @@ def replace_convolutions(
         kernel_att: Side of the attention window in keys, odd.
         kernel_sizes: Sides of the convolutions to replace, odd.
         where: Called with the name and the convolution; one for which it is false is kept.
+        stems: Whether to replace those of at most four input channels too. They see the image, the
+            largest map of the fewest channels, where attention costs most and saves least.
         copy_weights: Whether to start from the weights of the convolutions.
         **options: Further arguments of ``ACmix2d``: ``mix``, ``shift``, ``backend``.
 
     Returns:
-        What was replaced, what was kept and why; ``print`` it.
+        What was replaced, what was kept and why; ``print`` it. ``save`` it to make the same network
+        again by ``apply_replacements``.
 
     Raises:
         InputError: The model is a convolution itself, or an argument is wrong.
+
+    Warns:
+        UserWarning: Nothing is left to replace.
     """
-    kind = type(model).__name__
-    require(not isinstance(model, nn.Conv2d), "model", kind, "give the module that holds it")
+    _check_model(model)
     require(where is None or callable(where), "where", where, "give a function of name and module")
     check_positive("num_heads", num_heads)
     several = isinstance(kernel_sizes, Iterable)
@@ -108,18 +75,83 @@ def replace_convolutions(
         kept = _why_not(conv, num_heads, kernel_sizes)
         if kept is None and where is not None and not where(names[0], conv):
             kept = "not chosen"
-        before, after, error = _count(conv), _count(conv), None
+        if kept is None and conv.in_channels <= _IMAGE_CHANNELS and not stems:
+            kept = "a stem (stems=True takes it)"
+        before, after, error, arguments = _count(conv), _count(conv), None, None
         if kept is None:
-            layer = _like(conv, num_heads=num_heads, kernel_att=kernel_att, **options)
+            arguments = dict(_geometry(conv), num_heads=num_heads, kernel_att=kernel_att, **options)
+            layer = _like(conv, arguments)
             if copy_weights and can_copy(layer):
                 error = copy_convolution(conv, layer)
             layers.update(dict.fromkeys(names, layer))
             after = _count(layer)
-        report.append(Replacement(tuple(names), _sizes(conv), before, after, kept, error))
-    # Not before all are made: a failure leaves the model as it was.
+        sizes = _sizes(conv)
+        report.append(Replacement(tuple(names), sizes, before, after, kept, error, arguments))
+    if not layers:
+        warnings.warn(
+            f"nothing is replaced in {type(model).__name__}; print the report for the reasons",
+            stacklevel=2,
+        )
+    _put(model, layers)
+    return report
+
+
+def apply_replacements(model: nn.Module, report: Report | str | os.PathLike[str]) -> Report:
+    """Put the layers of a report into a fresh network, so that a checkpoint with them loads.
+
+    Args:
+        model: The network that the report was made from, with its convolutions. It is changed in
+            place; the layers have fresh weights.
+        report: What ``replace_convolutions`` returned, or the file that its ``save`` wrote.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: A layer of the report is not in the model, or is no convolution of its sizes;
+            or the file is no report. The model is as it was.
+    """
+    _check_model(model)
+    report = report if isinstance(report, Report) else Report.load(report)
+    layers = dict[str, ACmix2d]()
+    for row in report.replaced:
+        convs = [_find(model, name, row) for name in row.names]
+        for name, conv in zip(row.names, convs, strict=True):
+            shared = conv is convs[0]
+            require(shared, name, "another layer", f"the report has {row.names[0]} there too")
+        layers.update(dict.fromkeys(row.names, _like(convs[0], row.layer or {})))
+    _put(model, layers)
+    return report
+
+
+def _check_model(model: nn.Module) -> None:
+    kind = type(model).__name__
+    require(not isinstance(model, nn.Conv2d), "model", kind, "give the module that holds it")
+
+
+def _put(model: nn.Module, layers: dict[str, ACmix2d]) -> None:
+    """Set all layers; not before all are made, so that a failure leaves the model as it was."""
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    return report
+
+
+def _find(model: nn.Module, name: str, row: Replacement) -> nn.Conv2d:
+    """The convolution that the report tells of."""
+    try:
+        found = model.get_submodule(name)
+    except AttributeError:
+        raise InputError(
+            f"{name}: {type(model).__name__} has no such layer; give the network that the report "
+            "was made from"
+        ) from None
+    if isinstance(found, ACmix2d):
+        raise InputError(f"{name} is an ACmix2d already: give a network as it was before")
+    what = type(found).__name__
+    if isinstance(found, nn.Conv2d):
+        if _geometry(found).items() <= (row.layer or {}).items():
+            return found
+        what = _sizes(found)
+    raise InputError(f"{name}={what}: the report tells of a {row.sizes}")
 
 
 def _convolutions(model: nn.Module) -> dict[nn.Conv2d, list[str]]:
@@ -138,14 +170,18 @@ def _why_not(conv: nn.Conv2d, num_heads: int, kernel_sizes: tuple[int, ...]) -> 
     """Why ``ACmix2d`` can't stand for the convolution, or ``None``."""
     (height, width), channels = conv.kernel_size, conv.out_channels
     same = ("same", tuple(step * (height // 2) for step in conv.dilation))
+    # timm's, which pads when it is called; with a stride of one as "same" does.
+    pads_itself = type(conv).__name__ == "Conv2dSame"
     conditions = (
+        (not pads_itself or set(conv.stride) == {1}, _PADS_BY_SIZE.format(conv.stride[0])),
+        (not _is_standardised(conv), f"a {type(conv).__name__}: its weight is made anew each call"),
         # A parametrized convolution is of a class of its own.
-        (type(conv) is nn.Conv2d, f"a {type(conv).__name__}"),
+        (type(conv) is nn.Conv2d or pads_itself, f"a {type(conv).__name__}"),
         # Weight and spectral norm of the old kind, pruning.
         (not (conv._forward_pre_hooks or conv._forward_hooks), "has hooks"),
         (height == width and height in kernel_sizes, f"not of {kernel_sizes=}"),
         (conv.groups == 1, f"groups={conv.groups}"),
-        (conv.padding in same, f"padding={conv.padding}"),
+        (conv.padding in same or pads_itself, f"padding={conv.padding}"),
         (conv.padding_mode == "zeros", f"padding_mode={conv.padding_mode}"),
         (len(set(conv.stride)) == 1, f"stride={conv.stride}"),
         (len(set(conv.dilation)) == 1, f"dilation={conv.dilation}"),
@@ -154,16 +190,29 @@ def _why_not(conv: nn.Conv2d, num_heads: int, kernel_sizes: tuple[int, ...]) -> 
     return next((reason for fits, reason in conditions if not fits), None)
 
 
-def _like(conv: nn.Conv2d, **options) -> ACmix2d:
-    """A fresh layer with the geometry, dtype, device and modes of the convolution."""
-    layer = ACmix2d(
-        conv.in_channels,
-        conv.out_channels,
+_PADS_BY_SIZE = "a Conv2dSame of stride {}: where its windows lie depends on the input's size"
+
+
+def _is_standardised(conv: nn.Conv2d) -> bool:
+    """Whether it is one of timm's weight-standardised convolutions, by name."""
+    names = {kind.__name__ for kind in type(conv).__mro__}
+    return not names.isdisjoint({"StdConv2d", "StdConv2dSame", "ScaledStdConv2d"})
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """What of a convolution the layer in its place has too."""
+    return dict(
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
         kernel_conv=conv.kernel_size[0],
         stride=conv.stride[0],
         dilation=conv.dilation[0],
-        **options,
     )
+
+
+def _like(conv: nn.Conv2d, arguments: dict[str, Any]) -> ACmix2d:
+    """A fresh layer with the dtype, device and modes of the convolution."""
+    layer = ACmix2d(**arguments)
     layer.requires_grad_(conv.weight.requires_grad)
     return layer.to(conv.weight).train(conv.training)
 

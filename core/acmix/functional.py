@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from acmix.backends import choose, find_joint
+from acmix.backends.derivatives import attention_for
 from acmix.backends.folding import MAX_FOLDED_MAPS
 from acmix.checks import (
     agree,
@@ -73,7 +74,8 @@ def sliding_window_attention(
         check_same_kind(q=q, position=position)
     _check_window(kernel_size, stride, dilation)
     run = choose("sliding_window_attention", backend, q)
-    return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
+    with attention_for(backend, q):
+        return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
 
 
 @fx_function

@@ -1,12 +1,13 @@
 """Sizes and borders that the reference and every backend share."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.tracing import is_known
+from acmix.tracing import Size, is_known
 
 
 def can_reflect(size: Sequence[int], pad: int) -> bool:
@@ -119,9 +120,9 @@ def one_hot_shifts(kernel_size: int, like: Tensor) -> Tensor:
     return eye.view(1, taps, kernel_size, kernel_size)
 
 
-def pad_missing(x: Tensor, pad: tuple[int, ...]) -> Tensor:
+def pad_missing(x: Tensor, pad: Sequence[Size]) -> Tensor:
     """``F.pad`` with zeros, but no copy of ``x`` where it is known that nothing is missing."""
-    return x if is_known(*pad) and not any(pad) else F.pad(x, pad)
+    return x if is_known(*pad) and not any(pad) else F.pad(x, cast(list[int], pad))
 
 
 def pixel_grid(size: Sequence[int], like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import SymInt, Tensor
@@ -28,7 +29,7 @@ def is_known(*sizes: Size) -> bool:
         # Imported here since it takes a second.
         from torch.fx.experimental.symbolic_shapes import has_static_value
 
-        return all(has_static_value(size) for size in sizes)
+        return all(has_static_value(cast(SymInt, size)) for size in sizes)
     return not any(isinstance(size, Tensor) for size in sizes)
 
 
@@ -45,7 +46,7 @@ def as_number(size: Size) -> int:
     For what a trace can't leave open: checks, and sizes of parameters.
     """
     if not isinstance(size, Tensor):
-        return size
+        return cast(int, size)  # A symbol stays one, and counts as an integer.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return int(size)

@@ -12,6 +12,8 @@ import acmix
 from acmix import InputError, replace_convolutions
 from acmix.complexity import count_parameters
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing is replaced")
+
 
 def conv(channels=8, out_channels=8, kernel_size=3, **options):
     options.setdefault("padding", kernel_size // 2)

@@ -1,6 +1,7 @@
 """thop, and ultralytics' edition of it, count layers of ours by their own count."""
 
 from importlib import import_module
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ def register() -> None:
     import_module("thop.profile").register_hooks.update(dict.fromkeys(layers, _count))
 
 
-def _count(layer: ACmixBase, inputs: tuple, output: Tensor) -> None:
+def _count(layer: Any, inputs: tuple, output: Tensor) -> None:
     layer.total_ops += layer.count_call(*inputs)
     for child in layer.modules():
         # The layer's count has theirs.

@@ -1,10 +1,10 @@
 """Activation checkpointing of MMPretrain's blocks."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-class Checkpointed:
+class Checkpointed(nn.Module):
     """Mixin before a block of MMPretrain: ``with_cp`` by the kind of checkpoint without reentry.
 
     MMPretrain's own kind, with reentry, refuses ``torch.autograd.grad``, breaks a compiled graph,
@@ -12,6 +12,7 @@ class Checkpointed:
     """
 
     recompute = False
+    with_cp: bool
 
     def take_with_cp(self) -> None:
         """Do here what ``with_cp`` says, and not in the parent's forward."""

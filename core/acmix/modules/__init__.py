@@ -3,11 +3,13 @@
 from acmix.modules.acmix2d import ACmix2d
 from acmix.modules.base import MIX_MODES, ACmixBase
 from acmix.modules.neighbourhood import PatchwiseACmix
+from acmix.modules.released import ACmix
 from acmix.modules.shift import SHIFT_MODES, ShiftKernels
 from acmix.modules.spatial_reduction import GlobalACmix
 from acmix.modules.window import WindowACmix
 
 __all__ = [
+    "ACmix",
     "ACmix2d",
     "ACmixBase",
     "GlobalACmix",

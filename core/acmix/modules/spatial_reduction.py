@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acmix.backends.derivatives import attention_for
 from acmix.checks import check_positive, has_shape, require
 from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
@@ -31,7 +32,8 @@ class GlobalACmix(ACmixBase):
         kernel_conv: Side of the convolution that the path stands for, odd.
         mix: How the paths are added, one of ``acmix.MIX_MODES``.
         shift: How the shifts are made, one of ``acmix.SHIFT_MODES``.
-        backend: Backend of the convolution path; ``None`` chooses by call.
+        backend: Backend of the convolution path; ``None`` chooses by call. With ``"torch"`` or
+            ``"reference"`` the attention has second derivatives too.
 
     Shape:
         Input and output (B, T + H * W, C) with T extra tokens.
@@ -118,7 +120,8 @@ class GlobalACmix(ACmixBase):
         query = q.unflatten(2, heads).transpose(1, 2)
         key, value = kv.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind()
         dropout = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        with attention_for(self.backend, query):
+            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _convolve_tokens(

@@ -14,6 +14,7 @@ from acmix.backends.cpu.attention import sliding_window_attention
 from acmix.backends.cpu.convolution import convolution_path
 from acmix.backends.cpu.difference import neighbourhood_difference
 from acmix.backends.cpu.paths import sliding_window_paths
+from acmix.backends.derivatives import transformed
 
 __all__ = [
     "convolution_path",
@@ -36,6 +37,7 @@ def why_not(op: str, x: Tensor) -> list[str]:
         reasons.append(f"dtype {x.dtype} is not floating point")
     if x.device.type != "cpu":
         reasons.append(f"the tensors are on {x.device}")
+    reasons += transformed()
     # Last, and only for calls that could run: finding out may build the library.
     problem = _library_problem() if not reasons else None
     return reasons if problem is None else [f"the CPU kernels are missing: {problem}"]

@@ -13,6 +13,7 @@ from acmix.backends.cuda.aggregation import neighbourhood_aggregation
 from acmix.backends.cuda.attention import sliding_window_attention
 from acmix.backends.cuda.difference import neighbourhood_difference
 from acmix.backends.cuda.sources import TYPES
+from acmix.backends.derivatives import transformed
 
 __all__ = [
     "neighbourhood_aggregation",
@@ -34,7 +35,7 @@ def why_not(op: str, x: Tensor) -> list[str]:
         reasons.append(f"the tensor is on {x.device}, not on a CUDA device")
     elif not _has_cupy():
         reasons.append(f"CuPy is missing; {_install_cupy()}")
-    return reasons
+    return reasons + transformed()
 
 
 @torch.compiler.assume_constant_result
