@@ -23,11 +23,7 @@ def fold(kernels: Tensor, fc_weight: Tensor) -> Tensor:
         kernels: (C, taps, k_c, k_c).
         fc_weight: (taps, maps); of no taps where the kernels are folded already.
     """
-<<<<<<< HEAD
-    if as_number(fc_weight.shape[0]) == 0:
-=======
     if is_folded(fc_weight):
->>>>>>> main
         return kernels
     folded = torch.einsum("ciyx,ij->cjyx", widened(kernels), widened(fc_weight))
     return folded.to(kernels.dtype)

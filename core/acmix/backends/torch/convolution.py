@@ -26,11 +26,7 @@ def convolution_path(
     # channel order of the grouped convolution; channels first it needs a transposed copy.
     pixels = qkv.permute(0, 2, 3, 1).unflatten(-1, (maps, head_dim)).transpose(-2, -1)
     if kernels is not None and maps <= MAX_FOLDED_MAPS:
-<<<<<<< HEAD
-        if as_number(fc_weight.shape[0]) == 0 and fc_bias is not None:
-=======
         if is_folded(fc_weight) and fc_bias is not None:
->>>>>>> main
             kernels, of_ones = kernels.split((maps, 1), dim=1)
             fc_bias = qkv.new_ones(1)
         else:
