@@ -17,11 +17,13 @@ help:
 install: $(INSTALLED)
 
 # One thread a process: the processes already fill the cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
