@@ -160,7 +160,7 @@ def test_pictures_show_each_image_with_what_was_predicted(folder, tmp_path):
 
 @pytest.mark.slow
 def test_training_on_two_processes_is_resumed_exactly(tmp_path):
-    flags = ["optim_wrapper.accumulative_counts=2", "param_scheduler=None", "--launcher", "pytorch"]
+    flags = ["param_scheduler=None", "--launcher", "pytorch"]
     for folder, epochs in (("whole", [3]), ("halves", [1, 3])):
         (tmp_path / folder).mkdir()
         for last in epochs:
