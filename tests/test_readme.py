@@ -10,7 +10,8 @@ import pytest
 from acmix.mm import parsers
 from support import ROOT
 
-FOLDERS = [ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin")]
+PLACES = ("", "core", "resnet", "san", "pvt", "swin", "docs/your-network")
+FOLDERS = [ROOT / name for name in PLACES]
 PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
 
 

@@ -74,6 +74,13 @@ class ACmix(ACmix2d):
         beta = self.beta()
         return out + (bias if beta is None else bias * beta).to(out.dtype)[:, None, None]
 
+    def _fold(self) -> None:
+        bias, beta = getattr(self.dep_conv, "bias", None), self.beta()
+        super()._fold()
+        if bias is not None:
+            added = bias if beta is None else bias * beta
+            self.offset = nn.Parameter(added[:, None, None])
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load, and have a bias of the convolution path where the weights have one."""
         bias = state_dict.get(prefix + _BIAS)
@@ -92,15 +99,6 @@ class ACmix(ACmix2d):
         if "num_heads" in state:
             super().__setstate__(state)
             return
-        names = (
-            "in_planes",
-            "out_planes",
-            "kernel_att",
-            "head",
-            "kernel_conv",
-            "stride",
-            "dilation",
-        )
         old = nn.Module()
         old.__dict__.update(state)
         ACmix.__init__(self, **{name: state[name] for name in _ARGUMENTS if name in state})
