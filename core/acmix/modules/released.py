@@ -85,13 +85,6 @@ class ACmix(ACmix2d):
         if offset is not None:
             self.offset = nn.Parameter(offset)
 
-    def _fold(self) -> None:
-        bias, beta = getattr(self.dep_conv, "bias", None), self.beta()
-        super()._fold()
-        if bias is not None:
-            added = bias if beta is None else bias * beta
-            self.offset = nn.Parameter(added[:, None, None])
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load, and have a bias of the convolution path where the weights have one."""
         bias = state_dict.get(prefix + _BIAS)
