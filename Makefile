@@ -2,10 +2,11 @@ include ci/venv.mk
 include ci/mmcv.mk
 .DEFAULT_GOAL := help
 
-.PHONY: help install test test-fast lint format tables check-tables info bench soak clean
+.PHONY: help install integrations test test-fast lint format tables check-tables info bench soak clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
+	@echo "make integrations  timm, Lightning, ultralytics and others, for tests of our layers in them"
 	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
 	@echo "make lint          style, format and types; 'make format' mends what it can"
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
@@ -15,6 +16,10 @@ help:
 	@echo "make -C swin train: train the embedded model; the same in resnet, san, pvt"
 
 install: $(INSTALLED)
+
+integrations: $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c ci/constraints.txt \
+	  -e './core[integrations]'
 
 # One thread a process: the processes already fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal

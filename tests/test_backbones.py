@@ -3,10 +3,12 @@
 import pytest
 import torch
 import yaml
+from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import nn
 
+import acmix
 from acmix.complexity import count_multiply_adds, count_parameters
 from acmix.modules import ACmixBase
 from families import FAMILIES
@@ -154,6 +156,24 @@ def test_channels_last_equals_contiguous(family):
     expected = backbone(x)
     actual = backbone.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fuse", [acmix.deploy, fuse_conv_bn, lambda m: fuse_conv_bn(acmix.deploy(m))]
+)
+def test_folded_backbone_gives_the_same(family, fuse):
+    backbone = family.build(out_indices=family.every_stage).eval()
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, 0.02, 0.1)
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 97, 61)
+    with torch.no_grad():
+        expected = backbone(x)
+        for actual, true in zip(fuse(backbone)(x), expected, strict=True):
+            assert (actual - true).abs().max() <= 1e-5 * true.abs().max()
 
 
 @pytest.mark.slow
