@@ -23,8 +23,9 @@ class OnMaps(nn.Module):
 
     def __init__(self, name: str, **options) -> None:
         super().__init__()
-        self.name, self.layer = name, randomised(LAYERS[name].make(**options)).eval()
+        self.name, self.layer = name, randomised(LAYERS[name].make(**options))
         self.channels = 6 if hasattr(self.layer, "in_channels") else self.layer.dim
+        self.eval()  # all of it: an exporter sets a mode and puts back that of the whole
 
     def example(self, height: int, width: int, batch: int = 2) -> Tensor:
         return torch.randn(batch, self.channels, height, width)

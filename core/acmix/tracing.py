@@ -60,3 +60,8 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[Size]) -> Tensor:
     if not torch.jit.is_tracing():
         return x.unflatten(dim, sizes)
     return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
+def addcmul(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``x + a * b``; the ONNX exporter of traces makes ``torch.addcmul`` of halves a float."""
+    return x + a * b if torch.jit.is_tracing() else torch.addcmul(x, a, b)

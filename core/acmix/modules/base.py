@@ -14,6 +14,7 @@ from acmix.modules.children import is_plain, reset_children
 from acmix.modules.deployable import Deployable
 from acmix.modules.positions import SizeCache
 from acmix.modules.shift import ShiftKernels
+from acmix.tracing import addcmul
 
 # How alpha and beta are made, one row each in the paper's Table 6.
 MIX_MODES = (
@@ -177,7 +178,7 @@ class ACmixBase(Deployable):
         if att is None or conv is None:
             return path if conv is None else conv
         alpha = self.alpha()
-        return att + conv if alpha is None else torch.addcmul(conv, att, alpha.to(att.dtype))
+        return att + conv if alpha is None else addcmul(conv, att, alpha.to(att.dtype))
 
     def _fold(self) -> None:
         """Fold beta, the shift kernels and a small layer over the maps into one kernel."""

@@ -18,7 +18,7 @@ from acmix.modules.children import (
     is_plain,
     project,
 )
-from acmix.tracing import is_known
+from acmix.tracing import addcmul, is_known
 
 SAN_ATTENTIONS = ("patchwise", "pairwise")
 
@@ -166,12 +166,12 @@ class PatchwiseACmix(ACmixBase):
         weights = conv.weight[:, of_k].unflatten(1, sizes)
         shifted = self._shifted(k)
 
-        centre = torch.addcmul(bias[of_q, None, None], q, scale[of_q, None, None])
+        centre = addcmul(bias[of_q, None, None], q, scale[of_q, None, None])
         # A bias where the norm behind the convolution has been folded into it.
         hidden = F.conv2d(centre.relu_(), conv.weight[:, of_q], conv.bias)
         for y in range(self.kernel_att):
             row = [
-                torch.addcmul(biases[:, y, x], shifted[y * self.kernel_att + x], scales[:, y, x])
+                addcmul(biases[:, y, x], shifted[y * self.kernel_att + x], scales[:, y, x])
                 for x in range(self.kernel_att)
             ]
             # Neighbours as the outer index here: channels last stays so.

@@ -50,7 +50,8 @@ def sliding_window_attention(
 
     q, kv = _sequences(q, queries), _sequences(torch.cat([k, v], dim=2), keys)
     out = F.scaled_dot_product_attention(q, kv[..., :head_dim], kv[..., head_dim:], attn_mask=mask)
-    out = out.transpose(1, 2).reshape(-1, batch, heads, head_dim)
+    # Attention with a mask is float32 in what the ONNX exporter of traces makes.
+    out = out.to(q.dtype).transpose(1, 2).reshape(-1, batch, heads, head_dim)
     row_tiles, row_places = rows.outputs()
     col_tiles, col_places = cols.outputs()
     tiles = (row_tiles * cols.tiles)[:, None] + col_tiles

@@ -1,0 +1,77 @@
+"""ONNX files by both of torch's exporters, in onnxruntime, at other sizes than the example's."""
+
+import pytest
+import torch
+
+from exporting import (
+    IMAGES,
+    SIZES,
+    OnMaps,
+    assert_equal_at,
+    backbone,
+    nodes_of,
+    onnx_session,
+    to_onnx,
+)
+from families import FAMILIES
+from layers import LAYERS
+
+by_both = pytest.mark.parametrize(
+    "dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "exported"]
+)
+
+
+@by_both
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_runs_at_any_size(name, dynamo, tmp_path):
+    layer, path = OnMaps(name), tmp_path / "layer.onnx"
+    to_onnx(layer, layer.example(11, 10), path, dynamo=dynamo)
+    assert_equal_at(onnx_session(path), layer, SIZES, layer.channels)
+
+
+@by_both
+@pytest.mark.parametrize(
+    "options",
+    [dict(stride=2, dilation=2, kernel_att=5), dict(stride=2, dilation=3, shift="tensor")],
+    ids=str,
+)
+def test_acmix2d_with_options_runs_at_any_size(options, dynamo, tmp_path):
+    layer, path = OnMaps("ACmix2d", **options), tmp_path / "layer.onnx"
+    to_onnx(layer, layer.example(11, 10), path, dynamo=dynamo)
+    assert_equal_at(onnx_session(path), layer, SIZES, layer.channels)
+
+
+@by_both
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_runs_in_half_precision(name, dynamo, tmp_path):
+    layer, path = OnMaps(name), tmp_path / "layer.onnx"
+    x = layer.example(13, 9)
+    expected = layer(x)
+    layer = layer.half()
+    eager = layer(x.half()).float()
+    to_onnx(layer, layer.example(11, 10).half(), path, dynamo=dynamo)
+    (actual,) = onnx_session(path)(x.half())
+    assert actual.dtype == torch.float16
+    budget = 2 * (eager - expected).abs().max() + 2e-3 * expected.abs().max()
+    assert (actual.float() - expected).abs().max() <= budget
+
+
+@pytest.mark.slow
+def test_a_file_of_one_size_has_no_more_nodes_than_its_tiles_need(tmp_path):
+    layer = OnMaps("ACmix2d")
+    nodes = []
+    for any_size in (False, True):
+        path = tmp_path / f"{any_size}.onnx"
+        to_onnx(layer, layer.example(11, 10), path, dynamo=True, any_size=any_size)
+        nodes.append(nodes_of(path))
+    assert nodes[0] <= 60
+    assert nodes[1] <= 230
+
+
+@pytest.mark.slow
+@by_both
+@pytest.mark.parametrize("name", FAMILIES)
+def test_backbone_runs_at_any_size(name, dynamo, tmp_path):
+    model, path = backbone(name), tmp_path / "backbone.onnx"
+    to_onnx(model, torch.randn(2, 3, 96, 128), path, dynamo=dynamo)
+    assert_equal_at(onnx_session(path), model, IMAGES)
