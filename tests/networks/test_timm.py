@@ -34,10 +34,10 @@ def test_average_of_weights():
     model = build_network("timm-resnet50").train()
     ema = timm.utils.ModelEmaV3(model, decay=0.5)
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     model(images()).square().mean().backward()
     optimizer.step()
-    ema.update(model, step=1)
+    ema.update(model, step=2)  # The first one copies.
     name = next(n for n, m in model.named_modules() if isinstance(m, ACmix2d))
     for key in (f"{name}.conv1.weight", f"{name}.rate1", f"{name}.dep_conv.weight"):
         mean = (before[key] + model.state_dict()[key]) / 2
