@@ -125,6 +125,16 @@ def pad_missing(x: Tensor, pad: Sequence[Size]) -> Tensor:
     return x if is_known(*pad) and not any(pad) else F.pad(x, cast(list[int], pad))
 
 
+def cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of (B, H, W, C), which may be all."""
+    if is_known(height, width):
+        return x[:, :height, :width]
+    # torch.export makes a guard of the question whether a slice is the whole.
+    for dim, size in ((1, height), (2, width)):
+        x = x.index_select(dim, torch.arange(size, device=x.device))
+    return x
+
+
 def pixel_grid(size: Sequence[int], like: Tensor) -> Tensor:
     """Coordinates (x, y) of every pixel of a map of ``size`` (H, W), from -1 to 1, (1, 2, H, W)."""
     height, width = size

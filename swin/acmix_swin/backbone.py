@@ -13,7 +13,7 @@ from mmpretrain.models.utils import ShiftWindowMSA
 from torch import Tensor
 
 from acmix import WindowACmix
-from acmix.geometry import ceil_div, exceeds, missing, pad_missing
+from acmix.geometry import ceil_div, cropped, exceeds, missing, pad_missing
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.checkpointing import Checkpointed
 from acmix.tracing import at_least, is_known, unflatten
@@ -69,7 +69,7 @@ class ShiftWindowACmix(ShiftWindowMSA):
             x = _rolled(x, [-shift, -shift])
             x = self.w_msa(x, _shift_mask(size, self.window_size, shift, x.device))
             x = _rolled(x, [shift, shift])
-        return self.drop(x[:, :height, :width].flatten(1, 2))
+        return self.drop(cropped(x, height, width).flatten(1, 2))
 
     def _shift(self, hw_shape: tuple[int, int], device: torch.device) -> int | Tensor | None:
         """Pixels that a map of this size is shifted by; (1,) if that is for the graph to say."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from acmix.checks import check_choice
 from acmix.geometry import one_hot_shifts
+from acmix.tracing import is_written_down
 
 SHIFT_MODES = ("tensor", "fixed", "random", "learnable")
 
@@ -63,8 +64,9 @@ class ShiftKernels(nn.Module):
         """The kernels; those that are not learnable are made here, in the kind of ``like``."""
         if self.learnable:
             # Counters look for the graph of what a module returns; without gradients the parameter
-            # itself has none.
-            return self.weight if torch.is_grad_enabled() else self.weight.detach()
+            # itself has none. What is written down trains as well where it is made without them.
+            keep = torch.is_grad_enabled() or is_written_down()
+            return self.weight if keep else self.weight.detach()
         shifts = one_hot_shifts(self.kernel_size, like)
         return shifts.expand(self.head_dim, *shifts.shape[1:])
 

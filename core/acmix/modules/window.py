@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from acmix.checks import check_positive, has_shape, not_empty, require
 from acmix.functional import window_attention
 from acmix.fx import fx_leaf
-from acmix.geometry import missing, pad_missing
+from acmix.geometry import cropped, missing, pad_missing
 from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
 
@@ -113,7 +113,7 @@ class WindowACmix(ACmixBase):
         qkv = self.qkv(x)
         att = self._attend(qkv, mask) if self.has_attention else None
         conv = self._convolve_pixels(qkv) if self.has_convolution else None
-        return self.proj_drop(self.add_paths(att, conv))[:, :height, :width]
+        return cropped(self.proj_drop(self.add_paths(att, conv)), height, width)
 
     def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """proj(F_att), (B, H, W, C)."""

@@ -1,0 +1,97 @@
+"""Layers and backbones as exporters take them, and what their exports are held to."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from families import FAMILIES
+from layers import LAYERS, randomised
+
+# Of these the kernels, windows and reductions divide few, and two are smaller than a window.
+SIZES = ((11, 10), (9, 7), (8, 12), (2, 3), (1, 1), (16, 21))
+IMAGES = ((96, 128), (64, 64), (65, 97), (33, 50), (20, 30), (130, 75))
+BATCHES = (1, 3)
+OPEN = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+
+
+class OnMaps(nn.Module):
+    """A layer of any kind that takes and gives (B, C, H, W)."""
+
+    def __init__(self, name: str, **options) -> None:
+        super().__init__()
+        self.name, self.layer = name, randomised(LAYERS[name].make(**options)).eval()
+        self.channels = 6 if hasattr(self.layer, "in_channels") else self.layer.dim
+
+    def example(self, height: int, width: int, batch: int = 2) -> Tensor:
+        return torch.randn(batch, self.channels, height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.name == "WindowACmix":
+            return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.name == "GlobalACmix":
+            # One token in front of the pixels, that is their mean.
+            pixels = x.flatten(2).transpose(1, 2)
+            tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
+            return self.layer(tokens, x.shape[2:])[:, 1:].transpose(1, 2).reshape(x.shape)
+        return self.layer(x)
+
+
+def backbone(name: str, **options) -> nn.Module:
+    """A small backbone that gives all its maps, with no parameter that hides a mistake."""
+    torch.manual_seed(0)
+    model = FAMILIES[name].build(out_indices=FAMILIES[name].every_stage, **options).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@torch.no_grad()
+def assert_equal_at(
+    run: Callable[[Tensor], Sequence[Tensor] | Tensor],
+    model: nn.Module,
+    sizes: Sequence[tuple[int, int]],
+    channels: int = 3,
+    tolerance: float = 1e-4,
+) -> None:
+    """Outputs of ``run`` are those of the model in eager mode, at all sizes and batches."""
+    for size in sizes:
+        for batch in BATCHES:
+            x = torch.randn(batch, channels, *size)
+            actual, expected = run(x), model(x)
+            if isinstance(expected, Tensor):
+                actual = actual[0] if isinstance(actual, (list, tuple)) else actual
+                actual, expected = [actual], [expected]
+            for mine, theirs in zip(actual, expected, strict=True):
+                assert mine.shape == theirs.shape, f"{batch} of {size}"
+                error = (mine - theirs).abs().max()
+                assert error <= tolerance, f"{batch} of {size}: {error:.2g}"
+
+
+def to_onnx(model: nn.Module, x: Tensor, path: Path, *, dynamo: bool, any_size: bool = True):
+    """Write an ONNX file by one of torch's two exporters."""
+    pytest.importorskip("onnxscript", reason="onnxscript is missing: pip install acmix[onnx]")
+    options = dict(dynamo=dynamo, input_names=["x"], verbose=False)
+    if dynamo:
+        options.update(external_data=False)
+        options.update(dynamic_shapes=(OPEN,) if any_size else None)
+    elif any_size:
+        options.update(dynamic_axes={"x": {0: "batch", 2: "height", 3: "width"}})
+    torch.onnx.export(model, (x,), path, **options)
+
+
+def onnx_session(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """A function that runs an ONNX file in onnxruntime."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: [torch.from_numpy(out) for out in session.run(None, {"x": x.numpy()})]
+
+
+def nodes_of(path: Path) -> int:
+    """Nodes of an ONNX file, those of subgraphs left out."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    return len(onnx.load(path).graph.node)
