@@ -85,6 +85,16 @@ def test_norm_becomes_part_of_the_layer(name, mix, at_once):
     assert_close(run(layer, shape), expected)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_products_are_rounded_once(name):
+    layer = trained(LAYERS[name][0]())
+    exact = copy.deepcopy(layer).double()
+    for either in (layer, exact):
+        either.switch_to_deploy(trained(nn.BatchNorm2d(16)) if either.takes_norm else None)
+    for (key, found), wanted in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        assert torch.equal(found, wanted.float()), key
+
+
 @pytest.mark.parametrize("mix", ["alpha_beta", "alpha_complement", "one_one"])
 def test_bias_of_a_copied_class_stays(mix):
     layer = acmix.ACmix(6, 16, mix=mix)
