@@ -73,6 +73,13 @@ def test_a_kill_at_any_file_operation_loses_nothing(whole, tmp_path):
     raise AssertionError("no run came to its end")
 
 
+def test_a_checkpoint_knows_what_is_removed_after_it(tmp_path):
+    run(tiny_config(tmp_path, **KEEP_ONE), StopHook("before_val", 2))
+    info = read(tmp_path / "epoch_2.pth")["message_hub"]["runtime_info"]
+    assert info["keep_ckpt_ids"] == [1, 2]  # so that a resumed run removes it, if this one did not
+    assert not (tmp_path / "epoch_1.pth").exists()
+
+
 def test_a_missed_validation_is_made_up(whole, tmp_path):
     run(tiny_config(tmp_path / "work"), StopHook("before_val", 1))
     assert names(tmp_path / "work") == ["epoch_1.pth", "last_checkpoint"]
