@@ -13,7 +13,7 @@ from mmpretrain.models.utils import ShiftWindowMSA
 from torch import Tensor
 
 from acmix import WindowACmix
-from acmix.geometry import ceil_div, cropped, exceeds, missing, pad_missing
+from acmix.geometry import cropped, exceeds, missing, pad_missing
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.checkpointing import Checkpointed
 from acmix.tracing import at_least, is_known, unflatten
@@ -132,14 +132,19 @@ class AnySizePadding(AdaptivePadding):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), padded so that the kernel covers all of it."""
-        height, width = (
-            at_least((ceil_div(size, stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-            for size, kernel, stride, dilation in zip(
-                x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
-            )
+        height, width = map(
+            self._missing, x.shape[2:], self.kernel_size, self.stride, self.dilation
         )
         top, left = (height // 2, width // 2) if self.padding == "same" else (0, 0)
         return pad_missing(x, (left, width - left, top, height - top))
+
+    @staticmethod
+    def _missing(size: int, kernel: int, stride: int, dilation: int) -> int:
+        """Pixels that one axis lacks."""
+        overlap = (kernel - 1) * dilation + 1 - stride
+        lacks = missing(size, stride) + overlap
+        # No maximum where none is needed: each later size would be made of it.
+        return lacks if overlap >= 0 else at_least(lacks, 0)
 
 
 def _build_window_acmix(embed_dims: int, window_size: tuple[int, int], **kwargs) -> WindowACmix:
