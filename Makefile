@@ -2,25 +2,33 @@ include ci/venv.mk
 include ci/mmcv.mk
 .DEFAULT_GOAL := help
 
-.PHONY: help install test test-fast lint format tables check-tables info bench clean
+.PHONY: help install integrations test test-fast lint format tables check-tables info bench soak clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
+	@echo "make integrations  timm, Lightning, ultralytics and others, for tests of our layers in them"
 	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
 	@echo "make lint          style, format and types; 'make format' mends what it can"
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
+	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make -C swin train: train the embedded model; the same in resnet, san, pvt"
 
 install: $(INSTALLED)
 
+integrations: $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c ci/constraints.txt \
+	  -e './core[integrations]'
+
 # One thread a process: the processes already fill the cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
@@ -46,6 +54,9 @@ info: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) core/benchmarks/ratios.py
+
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

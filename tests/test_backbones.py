@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import nn
@@ -11,6 +12,12 @@ from acmix.complexity import count_multiply_adds, count_parameters
 from acmix.modules import ACmixBase
 from families import FAMILIES
 from support import ROOT, assert_module_within_error_budget
+
+
+def deploy(backbone):
+    """By the method that MMPretrain's tool calls."""
+    backbone.switch_to_deploy()
+    return backbone
 
 
 @pytest.fixture(params=FAMILIES)
@@ -154,6 +161,22 @@ def test_channels_last_equals_contiguous(family):
     expected = backbone(x)
     actual = backbone.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fuse", [deploy, fuse_conv_bn, lambda m: fuse_conv_bn(deploy(m))])
+def test_folded_backbone_gives_the_same(family, fuse):
+    backbone = family.build(out_indices=family.every_stage).eval()
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, 0.02, 0.1)
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 97, 61)
+    with torch.no_grad():
+        expected = backbone(x)
+        for actual, true in zip(fuse(backbone)(x), expected, strict=True):
+            assert (actual - true).abs().max() <= 1e-5 * true.abs().max()
 
 
 @pytest.mark.slow

@@ -10,7 +10,11 @@ import pytest
 from acmix.mm import parsers
 from support import ROOT
 
-FOLDERS = [ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin")]
+FOLDERS = [
+    ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/your-network")
+]
+# What a page about it may ask for.
+OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
 PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
 
 
@@ -38,6 +42,9 @@ def commands():
 
 @pytest.mark.parametrize(("path", "snippet", "output"), blocks("python"))
 def test_snippet_runs(path, snippet, output, tmp_path):
+    for name in OPTIONAL:
+        if re.search(rf"^(import|from) .*\b{name}\b", snippet, re.MULTILINE):
+            pytest.importorskip(name, reason=f"{name} is not installed (pip install {name})")
     result = subprocess.run(
         [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -48,7 +48,8 @@ def _resnet18() -> nn.Module:
 
 def _timm_resnet50() -> nn.Module:
     timm = pytest.importorskip("timm", reason="timm is not installed (pip install timm)")
-    return timm.create_model("resnet50", num_classes=5)
+    # No branch starts at zero, so that all layers count.
+    return timm.create_model("resnet50", num_classes=5, zero_init_last=False)
 
 
 NETWORKS = {"resnet18": _resnet18, "timm-resnet50": _timm_resnet50, "csp": CSP}

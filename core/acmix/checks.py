@@ -1,6 +1,7 @@
 """Argument checks: each names the argument, the value given and the remedy."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from acmix.suggest import did_you_mean
 from acmix.tracing import Size, as_number, is_known
 
 
-def require(condition: bool, name: str, value: object, remedy: str, *sizes: object) -> None:
+def require(condition: bool, name: str, value: object, remedy: str, *sizes: Any) -> None:
     """Raise ``InputError("<name>=<value>: <remedy>")`` unless the condition holds.
 
     ``sizes`` fill the gaps ``{}`` of the remedy, then only: printing a size that an exported

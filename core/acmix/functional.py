@@ -354,7 +354,9 @@ def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
 
 def _check_weights(qkv: Tensor, **weights: Tensor | None) -> None:
     """Raise unless weights are of the kind of the maps; under autocast they may differ."""
-    if not torch.is_autocast_enabled(qkv.device.type):
+    device = qkv.device.type
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not mixed:
         check_same_kind(qkv=qkv, **{name: w for name, w in weights.items() if w is not None})
 
 

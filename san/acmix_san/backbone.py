@@ -124,6 +124,10 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
         self.bn_in = nn.BatchNorm2d(stem_channels)
         # An odd size is rounded up; at even sizes this is SAN's own pooling.
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
+        # A norm of a stage follows its blocks, and so no convolution: mmcv's fuse_conv_bn takes the
+        # next norm among the children for one that does.
+        for stage, width in enumerate(widths):
+            setattr(self, f"bn{stage}", nn.BatchNorm2d(width))
         before = stem_channels
         for stage, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
             layer = [
@@ -131,7 +135,6 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
                 for _ in range(blocks[stage])
             ]
             setattr(self, f"conv{stage}", nn.Conv2d(before, width, kernel_size=1, bias=False))
-            setattr(self, f"bn{stage}", nn.BatchNorm2d(width))
             setattr(self, f"layer{stage}", nn.Sequential(*layer))
             before = width
         self.stages = len(widths)

@@ -85,6 +85,29 @@ def test_norm_becomes_part_of_the_layer(name, mix, at_once):
     assert_close(run(layer, shape), expected)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_products_are_rounded_once(name):
+    layer = trained(LAYERS[name][0]())
+    exact = copy.deepcopy(layer).double()
+    for either in (layer, exact):
+        either.switch_to_deploy(trained(nn.BatchNorm2d(16)) if either.takes_norm else None)
+    for (key, found), wanted in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        assert torch.equal(found, wanted.float()), key
+
+
+@pytest.mark.parametrize("mix", ["alpha_beta", "alpha_complement", "one_one"])
+def test_bias_of_a_copied_class_stays(mix):
+    layer = acmix.ACmix(6, 16, mix=mix)
+    weights = layer.state_dict() | {"dep_conv.bias": torch.randn(16)}
+    layer.load_state_dict(weights)
+    layer, norm = trained(layer), trained(nn.BatchNorm2d(16))
+    expected = run(layer, IMAGE)
+    layer.switch_to_deploy()
+    assert_close(run(layer, IMAGE), expected)
+    acmix.fuse_norm(layer, norm)
+    assert_close(run(layer, IMAGE), norm(expected))
+
+
 def test_folded_layer_is_small():
     layer = ACmix2d(6, 16)
     layer.switch_to_deploy()
@@ -266,6 +289,22 @@ def test_other_peoples_fusion_leaves_the_layers_right(make, fuse, deployed):
     if deployed:
         acmix.deploy(model)
     assert_close(run(fuse(model), IMAGE), expected)
+
+
+def test_mmcv_finds_no_norm_for_a_convolution_before_a_deployed_layer():
+    model = trained(nn.Sequential(nn.Conv2d(6, 16, 1), ACmix2d(16, 16), nn.BatchNorm2d(16)))
+    expected = run(model, IMAGE)
+    assert_close(run(mmcv_fuse(acmix.deploy(model)), IMAGE), expected)
+
+
+def test_timm_deploys():
+    utils = pytest.importorskip("timm.utils", reason="pip install timm")
+    model = trained(nn.Sequential(ACmix2d(6, 16), nn.ReLU(), PatchwiseACmix(16, 16)))
+    expected = run(model, IMAGE)
+    model = utils.reparameterize_model(model)
+    assert model[0].deployed
+    assert model[2].deployed
+    assert_close(run(model, IMAGE), expected)
 
 
 def test_norm_first_in_mmcvs_block_stays():

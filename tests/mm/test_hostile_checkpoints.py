@@ -26,9 +26,12 @@ def changed(saved, work_dir, change):
     """A copy of the checkpoint in another work dir, after a change."""
     checkpoint = read(saved)
     change(checkpoint)
+    checkpoint.pop("digests", None)
     work_dir.mkdir(exist_ok=True)
-    torch.save(checkpoint, work_dir / "epoch_1.pth")
-    return work_dir / "epoch_1.pth"
+    path = work_dir / "epoch_1.pth"
+    torch.save(checkpoint, path)
+    (work_dir / "last_checkpoint").write_text(str(path))
+    return path
 
 
 def set_at(*keys, value):

@@ -7,8 +7,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import default_collate
+from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image
 
+import acmix_swin  # noqa: F401  registers the backbone
+from acmix import load_released
+from acmix.mm import load_weights
+from acmix.mm.parsers import test_parser as parser_of_test
+from acmix.mm.settings import load_config
+from runs import assert_same_end
 from support import GOLDEN, ROOT, run_tool
 
 DIGITS = {
@@ -112,34 +120,60 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
                 *(["--resume"] if last > 1 and len(epochs) > 1 else []),
                 epochs=last,
             )
-    paths = [
-        tmp_path / f / "work_dirs" / DIGITS["resnet"] / "epoch_2.pth" for f in ("whole", "halves")
-    ]
-    whole, halves = (torch.load(path, weights_only=True) for path in paths)
-    assert halves["meta"]["iter"] == whole["meta"]["iter"]
-    history = [c["message_hub"]["log_scalars"]["train/loss"]["log"] for c in (whole, halves)]
-    assert len(history[0]) == len(history[1])
-    torch.testing.assert_close(history[1][:2], history[0][:2])
+    folders = [tmp_path / name / "work_dirs" / DIGITS["resnet"] for name in ("halves", "whole")]
+    assert_same_end(*folders, "epoch_2.pth")
 
 
 @pytest.mark.slow
-def test_predictions_flips_amp_and_pictures(trained, tmp_path):
+def test_predictions_and_flips(trained, tmp_path):
     project, cwd, _ = trained
     checkpoint = cwd / "work_dirs" / DIGITS[project] / "epoch_2.pth"
     config = ROOT / project / "configs" / f"{DIGITS[project]}.py"
     flags = ["--out", tmp_path / "predictions.pkl", "--tta", "--amp", "--work-dir", tmp_path]
-    run_tool(project, "test", config, checkpoint, "--cfg-options", *SMALL, *flags, cwd=tmp_path)
+    output = run_tool(
+        project, "test", config, checkpoint, "--cfg-options", *SMALL, *flags, cwd=tmp_path
+    ).stdout
     with (tmp_path / "predictions.pkl").open("rb") as file:
-        assert len(pickle.load(file)) == 40
+        predictions = pickle.load(file)
+    right = [int(sample["pred_label"]) == int(sample["gt_label"]) for sample in predictions]
+    assert len(right) == 40
+    assert top1(output) == pytest.approx(100 * sum(right) / 40, abs=1e-3)
 
 
 @pytest.mark.slow
-def test_training_on_two_processes(tmp_path):
-    result = train_digits("swin", tmp_path, "--launcher", "pytorch", epochs=1, processes=2)
-    # 128 images, 64 on each of two processes at once: one iteration.
-    assert "Epoch(val) [1]" in result.stdout
-    path = tmp_path / "work_dirs" / DIGITS["swin"] / "epoch_1.pth"
-    assert torch.load(path, weights_only=True)["meta"]["iter"] == 1
+def test_pictures_show_each_image_with_what_was_predicted(folder, tmp_path):
+    config = "configs/acmix-resnet26_1xb32_imagefolder.py"
+    options = ["--cfg-options", *folder_options(folder)]
+    run_tool("resnet", "train", config, *options, "--work-dir", "work", cwd=tmp_path)
+    checkpoint = tmp_path / "work" / "epoch_1.pth"
+    flags = ["--show-dir", tmp_path / "pictures", "--work-dir", "test"]
+    run_tool("resnet", "test", config, checkpoint, *flags, *options, cwd=tmp_path)
+    pictures = sorted(path for path in (tmp_path / "pictures").rglob("*") if path.is_file())
+    assert len(pictures) == 6
+    images = sorted((folder / "val").glob("*/*.png"))
+    for picture, image in zip(pictures, images, strict=True):
+        drawn = Image.open(picture).convert("RGB")
+        plain = Image.open(image).convert("RGB").resize(drawn.size)
+        difference = np.abs(np.asarray(drawn, float) - np.asarray(plain, float))
+        assert difference.max() > 100, "nothing is drawn"
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_is_resumed_exactly(tmp_path):
+    flags = ["param_scheduler=None", "--launcher", "pytorch"]
+    for folder, epochs in (("whole", [3]), ("halves", [1, 3])):
+        (tmp_path / folder).mkdir()
+        for last in epochs:
+            resume = ["--resume"] if last > epochs[0] else []
+            cwd = tmp_path / folder
+            result = train_digits("swin", cwd, *flags, *resume, epochs=last, processes=2)
+            assert f"Epoch(val) [{last}]" in result.stdout
+    folders = [tmp_path / name / "work_dirs" / DIGITS["swin"] for name in ("halves", "whole")]
+    assert_same_end(*folders, "epoch_3.pth")
+    # 128 images, 64 on each of two processes at once: one iteration an epoch.
+    assert torch.load(folders[0] / "epoch_3.pth", weights_only=True)["meta"]["iter"] == 3
+    alone = train_digits("swin", tmp_path / "halves", "--resume", epochs=4)
+    assert "of 2 processes, and this run has 1; it goes on, but not exactly" in alone.stdout
 
 
 def save_image(path, seed):
@@ -266,10 +300,23 @@ def test_a_released_checkpoint_is_tested_directly(tmp_path):
         *SMALL,
     ]
     config = f"configs/{DIGITS['swin']}.py"
-    result = run_tool("swin", "test", config, released, "--cfg-options", *options, cwd=tmp_path)
-    assert 0 <= top1(result.stdout) <= 100
-    assert "Loaded" in result.stdout
+    flags = ["--out", tmp_path / "predictions.pkl"]
+    result = run_tool(
+        "swin", "test", config, released, *flags, "--cfg-options", *options, cwd=tmp_path
+    )
     assert "but not used" not in result.stdout
+    with (tmp_path / "predictions.pkl").open("rb") as file:
+        tested = torch.stack([sample["pred_score"] for sample in pickle.load(file)])
+    arguments = [config, str(released), "--cfg-options", *options]
+    cfg = load_config(ROOT / "swin", parser_of_test().parse_args(arguments))
+    model = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor}).eval()
+    load_weights(model, load_released(released), "released", complete=True)
+    images = DATASETS.build(cfg.test_dataloader.dataset)
+    batch = default_collate([images[i] for i in range(len(images))])
+    with torch.no_grad():
+        expected = torch.stack([sample.pred_score for sample in model.test_step(batch)])
+    assert tested.shape == (40, 10)
+    torch.testing.assert_close(tested, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

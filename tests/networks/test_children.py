@@ -16,8 +16,9 @@ from torch.nn.utils import (
     weight_norm,
 )
 
+from acmix import ACmix2d
 from layers import LAYERS
-from user_networks import SHIFTS, weighted
+from user_networks import NETWORKS, SHIFTS, build_network, images, weighted
 
 
 @pytest.fixture(params=LAYERS)
@@ -200,3 +201,69 @@ def test_weights_may_wait_elsewhere(case, shift, where, tmp_path):
     assert layer.fc.weight.is_meta
     torch.testing.assert_close(layer(*inputs), expected)
     torch.testing.assert_close(layer(*inputs), expected)
+
+
+def layers_of(network):
+    return {name: m for name, m in network.named_modules() if isinstance(m, ACmix2d)}
+
+
+def pruned(network):
+    children = [getattr(m, n) for m in layers_of(network).values() for n in ("conv1", "fc")]
+    weights = [(child, "weight") for child in children]
+    prune.global_unstructured(weights, prune.L1Unstructured, amount=0.5)
+
+    def holds():
+        zeros = sum((child.weight == 0).sum().item() for child in children)
+        return zeros == pytest.approx(sum(child.weight.numel() for child in children) / 2, abs=1)
+
+    return holds
+
+
+def normed(network):
+    for layer in layers_of(network).values():
+        spectral_norm(layer.conv3, n_power_iterations=10)
+
+    def holds():
+        weights = [layer.conv3.weight.flatten(1) for layer in layers_of(network).values()]
+        return all(torch.linalg.matrix_norm(w, 2) < 1.5 for w in weights)
+
+    # They started above.
+    assert not holds()
+    return holds
+
+
+def adapted(network):
+    peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
+    targets = [f"{name}.{c}" for name in layers_of(network) for c in ("conv1", "conv3", "fc")]
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=targets, r=2), network)
+    return lambda: all(p.any() for n, p in network.named_parameters() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("use", [pruned, normed, adapted], ids=lambda use: use.__name__)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_uses_over_a_network(name, use):
+    network, x = build_network(name).train(), images()
+    for layer in layers_of(network).values():
+        layer.conv3.weight.data *= 4
+    holds = use(network)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        # Also makes weights that torch can copy: those of a call with gradients have a graph.
+        out = network.eval()(x)
+        assert holds()
+        torch.testing.assert_close(averaged(network)(x), out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_of_a_network_may_wait_elsewhere(name):
+    accelerate = pytest.importorskip(
+        "accelerate", reason="accelerate is not installed (pip install accelerate)"
+    )
+    network, x = build_network(name), images()
+    expected = network(x).detach()
+    accelerate.cpu_offload(network, execution_device="cpu")
+    torch.testing.assert_close(network(x), expected)

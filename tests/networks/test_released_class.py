@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from acmix import ACmix, ACmix2d, InputError
+from acmix import ACmix, ACmix2d, InputError, deploy
 from released import BACKENDS, assert_reproduces
 from support import golden
 
@@ -132,3 +132,16 @@ def test_pickled_model_of_a_copy_opens_with_this_class(bias, dtype, monkeypatch)
     expected.load_state_dict(copied.state_dict())
     x = torch.randn(1, 8, 9, 7, dtype=dtype)
     torch.testing.assert_close(layer(x), expected(x), rtol=0, atol=0)
+
+
+def test_bias_of_a_copy_is_deployed():
+    copied = Copy(8, 8)
+    nn.init.normal_(copied.dep_conv.bias)
+    layer, norm = ACmix(8, 8), nn.BatchNorm2d(8)
+    layer.load_state_dict(copied.state_dict())
+    norm.running_mean.normal_()
+    nn.init.uniform_(norm.weight)
+    model, x = nn.Sequential(layer, norm).eval(), torch.randn(2, 8, 9, 7)
+    expected = model(x)
+    torch.testing.assert_close(deploy(model)(x), expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(model[1], nn.Identity)

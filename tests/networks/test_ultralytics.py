@@ -1,16 +1,19 @@
 """ultralytics' own trainer, validator, predictor and exporter on models with ACmix layers."""
 
 import pickle
+import re
 import subprocess
 import sys
 
 import numpy
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageDraw
 from torch import nn
 
 from acmix import ACmix2d, InputError
+from support import ROOT
 
 pytest.importorskip("ultralytics", reason="pip install 'ultralytics>=8.4,<8.5'")
 
@@ -265,6 +268,33 @@ def test_export_gives_the_same(make, form, options, tmp_path):
         else:
             found = torch.jit.load(path)(image)
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.slow
+def test_the_page_says_what_runs(settings, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "your-network" / "yolo.md").read_text()
+    session, replacing = re.findall(r"```py\n(.*?)```", page, re.DOTALL)[:2]
+    # Smaller, and offline.
+    options = {name: value for name, value in settings.items() if name not in ("data", "imgsz")}
+    for there, here in {
+        '"coco8.yaml"': repr(settings["data"]),
+        "epochs=100, imgsz=640": f"epochs=1, imgsz=64, exist_ok=True, name='page', **{options!r}",
+        '"runs/detect/train/weights/best.pt"': repr(f"{settings['project']}/page/weights/best.pt"),
+        '"https://ultralytics.com/images/bus.jpg"': repr(f"{settings['project']}/../val/0.png"),
+    }.items():
+        assert there in session
+        session = session.replace(there, here)
+    monkeypatch.chdir(tmp_path)
+    exec(session, {})
+    capsys.readouterr()
+    exec(replacing, {})
+    assert capsys.readouterr().out.strip().endswith("4 replaced")
+    rows = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    integration.register()
+    layers, _ = tasks.parse_model(
+        dict(nc=1, width_multiple=0.125, depth_multiple=1.0, backbone=rows, head=[]), 8, False
+    )
+    assert layers(torch.rand(1, 8, 16, 16)).shape == (1, 64, 8, 8)
 
 
 def test_conv_takes_activations():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mmengine.model import PretrainedInit
 
 from acmix.checkpoint import state_dict_of
+from acmix.deploy import deploy
 from acmix.mm.read import read_anywhere
 from acmix.mm.weights import load_weights
 
@@ -36,6 +37,10 @@ class ACmixBackbone(Module):
         for cfg in files:
             path = cfg["checkpoint"]
             load_weights(self, state_dict_of(read_anywhere(path), path), path)
+
+    def switch_to_deploy(self) -> None:
+        """Put the layers into their deploy form, as MMPretrain's tool for it asks of a backbone."""
+        deploy(self)
 
     def train(self, mode: bool = True) -> "ACmixBackbone":
         """Set the mode and return the backbone, which MMPretrain's own ones do not."""

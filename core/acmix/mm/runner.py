@@ -30,7 +30,7 @@ from acmix.mm.weights import load_weights
 
 # What stands in for parts of MMEngine, by their names there.
 _LOOPS = {"EpochBasedTrainLoop": "ResumableEpochLoop", "IterBasedTrainLoop": "ResumableIterLoop"}
-_HOOKS = {"CheckpointHook": "SafeCheckpointHook"}
+_HOOKS = {"CheckpointHook": "SafeCheckpointHook", "VisualizationHook": "PicturesHook"}
 
 
 @RUNNERS.register_module()

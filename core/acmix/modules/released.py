@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acmix.fx import fx_leaf
 from acmix.modules.acmix2d import ACmix2d
 
 _BIAS = "dep_conv.bias"
@@ -65,14 +64,26 @@ class ACmix(ACmix2d):
         """Number of heads."""
         return self.num_heads
 
-    @fx_leaf
-    def forward(self, x: Tensor) -> Tensor:
-        """Both paths on one set of projections, mixed."""
-        out, bias = super().forward(x), getattr(self.dep_conv, "bias", None)
+    def add_paths(self, att: Tensor | None, conv: Tensor | None) -> Tensor:
+        """Add the paths, and the bias of the convolution path times beta."""
+        bias = self._scaled_bias()
+        if conv is not None and bias is not None:
+            conv = conv + bias.to(conv.dtype)
+        return super().add_paths(att, conv)
+
+    def _scaled_bias(self) -> Tensor | None:
+        """Beta times the bias of the convolution path, (C, 1, 1)."""
+        bias = getattr(self.dep_conv, "bias", None) if self.has_convolution else None
         if bias is None:
-            return out
+            return None
         beta = self.beta()
-        return out + (bias if beta is None else bias * beta).to(out.dtype)[:, None, None]
+        return (bias if beta is None else bias * beta)[:, None, None]
+
+    def _fold(self) -> None:
+        offset = self._scaled_bias()
+        super()._fold()
+        if offset is not None:
+            self.offset = nn.Parameter(offset)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load, and have a bias of the convolution path where the weights have one."""
@@ -92,15 +103,6 @@ class ACmix(ACmix2d):
         if "num_heads" in state:
             super().__setstate__(state)
             return
-        names = (
-            "in_planes",
-            "out_planes",
-            "kernel_att",
-            "head",
-            "kernel_conv",
-            "stride",
-            "dilation",
-        )
         old = nn.Module()
         old.__dict__.update(state)
         ACmix.__init__(self, **{name: state[name] for name in _ARGUMENTS if name in state})
