@@ -83,8 +83,7 @@ def _gathered_border(x: Tensor, pad: int) -> Tensor:
     mirror = exceeds((height, width), pad, x.device)
     rows, cols = (torch.arange(size + 2 * pad, device=x.device) - pad for size in (height, width))
     inside = is_inside(rows, height, mirror)[:, None] & is_inside(cols, width, mirror)
-    x = x.index_select(-2, on_map(rows, height, mirror))
-    x = x.index_select(-1, on_map(cols, width, mirror))
+    x = x.index_select(-2, on_map(rows, height)).index_select(-1, on_map(cols, width))
     return torch.where(inside, x, 0)
 
 
@@ -95,14 +94,13 @@ def exceeds(size: Sequence[int], length: int, device: torch.device) -> Tensor:
     return (lengths < height) & (lengths < width)
 
 
-def on_map(index: Tensor, size: int, mirror: Tensor) -> Tensor:
-    """Positions on an axis of ``size`` for positions of which some are outside.
+def on_map(index: Tensor, size: int) -> Tensor:
+    """Positions on an axis of ``size``, for positions of which some are outside: reflected.
 
-    Those are reflected where ``mirror`` says so, and moved to the border otherwise.
+    Positions that are outside even so are moved to the first one.
     """
     last = size - 1
-    index = torch.where(mirror, last - (last - index.abs()).abs(), index)
-    return index.clamp(min=0).clamp(max=last)
+    return (last - (last - index.abs()).abs()).clamp(min=0)
 
 
 def is_inside(index: Tensor, size: int, mirror: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import acmix
-from exporting import IMAGES, OPEN, SIZES, OnMaps, assert_equal_at, backbone
+from exporting import OPEN, SIZES, OnMaps, assert_equal_at, backbone
 from families import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -78,7 +78,8 @@ def test_export_is_the_same_with_and_without_gradients():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_backbone_runs_at_any_size(name):
+    # More than one window of Swin on the smallest map, as its guards ask; 33 pixels do for others.
+    sizes = [(288, 320), (257, 300)] + ([] if name == "swin" else [(97, 130)])
     model = backbone(name)
-    sizes = [size for size in IMAGES if min(size) > 32 * (8 if name == "swin" else 1)]
     program = exported(model, torch.randn(2, 3, 288, 320))
-    assert_equal_at(program.module(), model, sizes or [(288, 320), (257, 300)])
+    assert_equal_at(program.module(), model, sizes)
