@@ -12,6 +12,16 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    """``--thorough``: also what takes a minute a test."""
+    parser.addoption("--thorough", action="store_true", help="compile and export whole backbones")
+
+
+def pytest_collection_modifyitems(config, items):
     """Slow tests come first: at the end, no process is left alone with one."""
+    if not config.getoption("--thorough"):
+        skip = pytest.mark.skip(reason="takes minutes; run it with 'make test ARGS=--thorough'")
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(skip)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

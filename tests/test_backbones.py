@@ -179,15 +179,6 @@ def test_folded_backbone_gives_the_same(family, fuse):
             assert (actual - true).abs().max() <= 1e-5 * true.abs().max()
 
 
-@pytest.mark.slow
-def test_backbone_compiles(family):
-    backbone = family.build().eval()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        actual = torch.compile(backbone, backend="aot_eager")(x)[0]
-        torch.testing.assert_close(actual, backbone(x)[0], rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("mix", ["attention", "convolution", "one_one"])
 def test_mix_reaches_every_layer(family, mix):
     backbone = family.build(mix=mix)

@@ -44,6 +44,7 @@ def test_config_builds_and_steps(path):
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=ids)
 def test_config_initialisation_keeps_shifts_and_rates(path):
     cfg = Config.fromfile(path)

@@ -33,6 +33,7 @@ def detector(kind, family):
     return kind(backbone, 3, min_size=65, max_size=101, size_divisible=1, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FasterRCNN, RetinaNet, MaskRCNN])
 def test_detectors_train_and_predict(kind, family):
     model = detector(kind, family)

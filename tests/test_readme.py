@@ -40,6 +40,7 @@ def commands():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "snippet", "output"), blocks("python"))
 def test_snippet_runs(path, snippet, output, tmp_path):
     for name in OPTIONAL:

@@ -19,11 +19,12 @@ def _absent() -> str | None:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark every test of this folder, and skip it where something is missing."""
+    """Mark every test of this folder, slow ones all, and skip it where something is missing."""
     reason = _absent()
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.downstream)
+            item.add_marker(pytest.mark.slow)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -76,6 +76,7 @@ def test_export_is_the_same_with_and_without_gradients():
     assert targets[0] == targets[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FAMILIES)
 def test_backbone_runs_at_any_size(name):
     # More than one window of Swin on the smallest map, as its guards ask; 33 pixels do for others.

@@ -71,6 +71,7 @@ def test_a_file_of_one_size_has_no_more_nodes_than_its_tiles_need(tmp_path):
 
 # Exporting a program of SAN takes a quarter of an hour: it has a node for every neighbour.
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "dynamo"),
     [(name, dynamo) for name in FAMILIES for dynamo in (False, True) if (name, dynamo) != LONG],
