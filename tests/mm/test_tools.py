@@ -135,9 +135,14 @@ def test_predictions_and_flips(trained, tmp_path):
     ).stdout
     with (tmp_path / "predictions.pkl").open("rb") as file:
         predictions = pickle.load(file)
-    right = [int(sample["pred_label"]) == int(sample["gt_label"]) for sample in predictions]
-    assert len(right) == 40
-    assert top1(output) == pytest.approx(100 * sum(right) / 40, abs=1e-3)
+    assert len(predictions) == 40
+    surely = possibly = 0
+    for sample in predictions:
+        scores, label = sample["pred_score"], int(sample["gt_label"])
+        best = scores == scores.max()  # in half precision there may be several
+        possibly += int(best[label])
+        surely += int(best[label] and best.sum() == 1)
+    assert surely <= round(top1(output) * 40 / 100) <= possibly
 
 
 @pytest.mark.slow
