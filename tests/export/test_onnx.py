@@ -25,7 +25,7 @@ by_both = pytest.mark.parametrize(
 @by_both
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_runs_at_any_size(name, dynamo, tmp_path):
-    layer, path = OnMaps(name), tmp_path / "layer.onnx"
+    layer, path = OnMaps.of(name), tmp_path / "layer.onnx"
     to_onnx(layer, layer.example(11, 10), path, dynamo=dynamo)
     assert_equal_at(onnx_session(path), layer, SIZES, layer.channels)
 
@@ -37,7 +37,7 @@ def test_layer_runs_at_any_size(name, dynamo, tmp_path):
     ids=str,
 )
 def test_acmix2d_with_options_runs_at_any_size(options, dynamo, tmp_path):
-    layer, path = OnMaps("ACmix2d", **options), tmp_path / "layer.onnx"
+    layer, path = OnMaps.of("ACmix2d", **options), tmp_path / "layer.onnx"
     to_onnx(layer, layer.example(11, 10), path, dynamo=dynamo)
     assert_equal_at(onnx_session(path), layer, SIZES, layer.channels)
 
@@ -45,7 +45,7 @@ def test_acmix2d_with_options_runs_at_any_size(options, dynamo, tmp_path):
 @by_both
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_runs_in_half_precision(name, dynamo, tmp_path):
-    layer, path = OnMaps(name), tmp_path / "layer.onnx"
+    layer, path = OnMaps.of(name), tmp_path / "layer.onnx"
     x = layer.example(13, 9)
     expected = layer(x)
     layer = layer.half()
@@ -59,7 +59,7 @@ def test_layer_runs_in_half_precision(name, dynamo, tmp_path):
 
 @pytest.mark.slow
 def test_a_file_of_one_size_has_no_more_nodes_than_its_tiles_need(tmp_path):
-    layer = OnMaps("ACmix2d")
+    layer = OnMaps.of("ACmix2d")
     nodes = []
     for any_size in (False, True):
         path = tmp_path / f"{any_size}.onnx"
