@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from acmix import PatchwiseACmix
 from exporting import (
     IMAGES,
     SIZES,
@@ -16,7 +17,6 @@ from exporting import (
 from families import FAMILIES
 from layers import LAYERS
 
-LONG = ("san", True)
 by_both = pytest.mark.parametrize(
     "dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "exported"]
 )
@@ -69,13 +69,17 @@ def test_a_file_of_one_size_has_no_more_nodes_than_its_tiles_need(tmp_path):
     assert nodes[1] <= 230
 
 
-# Exporting a program of SAN takes a quarter of an hour: it has a node for every neighbour.
+@pytest.mark.slow
+def test_a_neighbourhood_is_a_few_nodes(tmp_path):
+    layer, path = OnMaps(PatchwiseACmix(6, 16, 7)), tmp_path / "layer.onnx"
+    to_onnx(layer, layer.example(11, 10), path, dynamo=True)
+    assert nodes_of(path) <= 130  # of 49 neighbours
+
+
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "dynamo"),
-    [(name, dynamo) for name in FAMILIES for dynamo in (False, True) if (name, dynamo) != LONG],
-)
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_backbone_runs_at_any_size(name, dynamo, tmp_path):
     model, path = backbone(name), tmp_path / "backbone.onnx"
     to_onnx(model, torch.randn(2, 3, 96, 128), path, dynamo=dynamo)
