@@ -12,10 +12,12 @@ from layers import LAYERS
 no_warning = pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
 
 
+@pytest.mark.parametrize("deployed", [False, True], ids=["trained", "deployed"])
 @pytest.mark.parametrize("name", LAYERS)
 @no_warning
-def test_layer_runs_at_other_sizes(name):
+def test_layer_runs_at_other_sizes(name, deployed):
     layer = OnMaps.of(name)
+    layer = acmix.deploy(layer) if deployed else layer
     traced = torch.jit.trace(layer, layer.example(11, 10))
     assert "acmix::" not in str(traced.inlined_graph)
     assert_equal_at(traced, layer, SIZES, layer.channels)
