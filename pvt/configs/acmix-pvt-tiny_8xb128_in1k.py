@@ -17,7 +17,8 @@ optim_wrapper = dict(
         _delete_=True, flat_decay_mult=0.0, custom_keys={".cls_token": dict(decay_mult=0.0)}
     ),
 )
+# By epoch, as PVT's; the cosine is that of epochs 0 to 300, and takes over where it begins.
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, by_epoch=True, end=5, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=True, begin=5),
+    dict(type="LinearLR", start_factor=1e-3, by_epoch=True, end=6),
+    dict(type="WholeCosineLR", eta_min_ratio=0.01, by_epoch=True, begin=5),
 ]

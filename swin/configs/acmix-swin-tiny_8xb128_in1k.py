@@ -11,3 +11,14 @@ val_dataloader = dict(batch_size=128)
 test_dataloader = val_dataloader
 # No weight decay on vectors either: that is alpha and beta.
 optim_wrapper = dict(clip_grad=dict(max_norm=5.0))
+# The cosine is that of epochs 0 to 300, and the warm-up takes the place of its first 20.
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
+    dict(
+        type="WholeCosineLR",
+        eta_min_ratio=0.01,
+        by_epoch=True,
+        begin=20,
+        convert_to_iter_based=True,
+    ),
+]

@@ -14,6 +14,7 @@ from acmix.mm.loops import ResumableEpochLoop, ResumableIterLoop  # noqa: E402, 
 from acmix.mm.pictures import PicturesHook  # noqa: E402, F401
 from acmix.mm.read import make_mmengine_read_safely  # noqa: E402
 from acmix.mm.runner import ACmixRunner  # noqa: E402
+from acmix.mm.schedules import WholeCosineLR  # noqa: E402, F401
 from acmix.mm.weights import Conversion, load_weights  # noqa: E402
 
 __all__ = ["ACmixRunner", "Conversion", "Digits", "ImageFolder", "load_weights"]

@@ -1,6 +1,6 @@
 # A folder of images of your own: data_root/train/<class>/*.jpg and data_root/val/<class>/*.jpg.
 # The number of classes is that of the class folders.
-_base_ = "mmpretrain::_base_/datasets/imagenet_bs32.py"
+_base_ = "./imagenet_bs32_pillow.py"
 
 data_root = "data/images"
 data_preprocessor = dict(num_classes=None)
