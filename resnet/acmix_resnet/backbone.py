@@ -3,6 +3,7 @@
 from mmengine.registry import MODELS
 from mmpretrain.models import ResNet
 from mmpretrain.models.backbones.resnet import Bottleneck, ResLayer
+from torch import nn
 
 from acmix import ACmix2d
 from acmix.errors import InputError
@@ -29,8 +30,21 @@ class ACmixBottleneck(Checkpointed, Bottleneck):
         )
 
 
+class TorchBiases(ResNet):
+    """MMPretrain's ``ResNet`` whose ACmix layers start with torch's biases, as the authors' do."""
+
+    def init_weights(self) -> None:
+        """Initialise; Kaiming's initialisation leaves those biases at 0."""
+        super().init_weights()
+        for layer in (module for module in self.modules() if isinstance(module, ACmix2d)):
+            for conv in layer.children():
+                if isinstance(conv, nn.Conv2d) and conv.bias is not None:
+                    bound = conv.in_channels**-0.5
+                    nn.init.uniform_(conv.bias, -bound, bound)
+
+
 @MODELS.register_module()
-class ACmixResNet(ACmixBackbone, ResNet):
+class ACmixResNet(ACmixBackbone, TorchBiases):
     """MMPretrain's ``ResNet`` with ACmix in place of every 3×3 convolution of a bottleneck.
 
     Weights of our own, of a run of the released code, and of a plain ResNet (torchvision's names or

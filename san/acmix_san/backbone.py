@@ -70,7 +70,7 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
         shift: How the shifts are made, one of ``acmix.SHIFT_MODES``.
         kernel_conv: Side of the convolution that the path stands for, odd.
         backend: Backend of the ACmix operators; ``None`` chooses by call.
-        init_cfg: Initialisation; Kaiming's for convolutions if ``None``.
+        init_cfg: Initialisation; torch's, as in the original, if ``None``.
 
     Shape:
         Input (B, 3, H, W) of any size; stage i gives
@@ -104,7 +104,7 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
         backend: str | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg or _default_init())
+        super().__init__(init_cfg=init_cfg)
         depths = ", ".join(map(str, self.arch_settings))
         require(depth in self.arch_settings, "depth", depth, f"choose from {depths}")
         check_choice("attention", attention, SAN_ATTENTIONS)
@@ -168,10 +168,3 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
 
     def _stage(self, stage: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         return tuple(getattr(self, f"{name}{stage}") for name in ("conv", "layer", "bn"))
-
-
-def _default_init() -> list[dict]:
-    return [
-        dict(type="Kaiming", layer="Conv2d"),
-        dict(type="Constant", val=1, layer="_BatchNorm"),
-    ]

@@ -6,6 +6,7 @@ model = dict(
         type="LinearClsHead",
         num_classes=1000,
         in_channels=2048,
+        init_cfg=None,  # torch's own, as in the original
         loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original"),
         topk=(1, 5),
     ),
