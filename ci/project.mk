@@ -9,6 +9,12 @@ several := $(filter-out 0 1,$(GPUS))
 run = $(PY) $(if $(several),-m torch.distributed.run --standalone --nproc_per_node=$(GPUS))
 launcher = $(if $(several),--launcher pytorch)
 data = $(if $(DATA_ROOT),--cfg-options data_root=$(abspath $(call find,$(DATA_ROOT))))
+# The shell would take a bracket in a setting, as in a.scale=(320,240), for its own. ARGS that have
+# quotes are written for the shell already.
+special := ( ) [ ] { } * ? ; & | < >
+has = $(strip $(foreach one,$(1),$(findstring $(one),$(2))))
+quote = $(if $(call has,$(special),$(1)),'$(1)',$(1))
+args = $(if $(call has,' " \,$(ARGS)),$(ARGS),$(foreach word,$(ARGS),$(call quote,$(word))))
 
 .PHONY: help install train test
 help:
@@ -19,8 +25,8 @@ help:
 install: $(INSTALLED)
 
 train: $(INSTALLED)
-	$(run) tools/train.py $(call find,$(CONFIG)) $(launcher) $(data) $(ARGS)
+	$(run) tools/train.py $(call find,$(CONFIG)) $(launcher) $(data) $(args)
 
 test: $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
-	$(run) tools/test.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(launcher) $(data) $(ARGS)
+	$(run) tools/test.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(launcher) $(data) $(args)

@@ -1,6 +1,10 @@
 """Self-attention network whose every self-attention is an ACmix layer."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -22,15 +26,23 @@ class SANBlock(nn.Module):
         channels: Channels of input and output; the ACmix layer has a quarter of them.
         drop_path: Drop path rate.
         with_cp: Whether activations are computed again in the backward pass, to save memory.
+        norm_layer: Makes a norm from its number of channels.
         **acmix: Further arguments of ``acmix.PatchwiseACmix``.
     """
 
-    def __init__(self, channels: int, drop_path: float, with_cp: bool, **acmix) -> None:
+    def __init__(
+        self,
+        channels: int,
+        drop_path: float,
+        with_cp: bool,
+        norm_layer: Callable[[int], nn.Module],
+        **acmix,
+    ) -> None:
         super().__init__()
         middle = channels // 4
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.sam = PatchwiseACmix(channels, middle, **acmix)
-        self.bn2 = nn.BatchNorm2d(middle)
+        self.bn1 = norm_layer(channels)
+        self.sam = PatchwiseACmix(channels, middle, norm_layer=norm_layer, **acmix)
+        self.bn2 = norm_layer(middle)
         self.conv = nn.Conv2d(middle, channels, kernel_size=1)
         self.drop_path = DropPath(drop_path)
         self.with_cp = with_cp
@@ -64,6 +76,7 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
         drop_path_rate: Drop path rate of the last block; it grows linearly from 0.
         out_indices: Stages whose maps are returned.
         frozen_stages: Stages up to this one, and the stem, are not trained; -1 for none.
+        norm_cfg: Type and arguments of all norms; a BatchNorm if ``None``.
         norm_eval: Whether batch statistics stay as they are in training.
         with_cp: Whether activations are computed again in the backward pass, to save memory.
         mix: How the paths are added, one of ``acmix.MIX_MODES``; ``"attention"`` is plain SAN.
@@ -96,6 +109,7 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
         drop_path_rate: float = 0.0,
         out_indices: tuple[int, ...] = (4,),
         frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
         norm_eval: bool = False,
         with_cp: bool = False,
         mix: str = "alpha_beta",
@@ -120,18 +134,19 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
             kernel_conv=kernel_conv,
             backend=backend,
         )
+        norm_layer = partial(_build_norm, norm_cfg or dict(type="BN"))
         self.conv_in = nn.Conv2d(in_channels, stem_channels, kernel_size=1, bias=False)
-        self.bn_in = nn.BatchNorm2d(stem_channels)
+        self.bn_in = norm_layer(stem_channels)
         # An odd size is rounded up; at even sizes this is SAN's own pooling.
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
         # A norm of a stage follows its blocks, and so no convolution: mmcv's fuse_conv_bn takes the
         # next norm among the children for one that does.
         for stage, width in enumerate(widths):
-            setattr(self, f"bn{stage}", nn.BatchNorm2d(width))
+            setattr(self, f"bn{stage}", norm_layer(width))
         before = stem_channels
         for stage, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
             layer = [
-                SANBlock(width, rates.pop(0), with_cp, kernel_att=kernel, **acmix)
+                SANBlock(width, rates.pop(0), with_cp, norm_layer, kernel_att=kernel, **acmix)
                 for _ in range(blocks[stage])
             ]
             setattr(self, f"conv{stage}", nn.Conv2d(before, width, kernel_size=1, bias=False))
@@ -168,3 +183,7 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
 
     def _stage(self, stage: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         return tuple(getattr(self, f"{name}{stage}") for name in ("conv", "layer", "bn"))
+
+
+def _build_norm(cfg: dict, channels: int) -> nn.Module:
+    return build_norm_layer(cfg, channels)[1]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from acmix import InputError
 from acmix.complexity import count_parameters
@@ -41,6 +42,19 @@ def test_original_weights_start_the_same_model(attention):
     load_weights(ours, plain.state_dict(), "original", complete=True)
     x = torch.randn(2, 3, 97, 64)
     torch.testing.assert_close(ours(x), plain(x))
+
+
+@pytest.mark.parametrize("attention", ["patchwise", "pairwise"])
+def test_norm_cfg_makes_every_norm(attention):
+    groups = small(attention=attention, norm_cfg=dict(type="GN", num_groups=1))
+    norms = [m for m in groups.modules() if isinstance(m, (nn.GroupNorm, nn.BatchNorm2d))]
+    plain = [m for m in small(attention=attention).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [type(norm) for norm in norms] == [nn.GroupNorm] * len(plain)
+    assert groups.train()(torch.randn(2, 3, 64, 64))[0].isfinite().all()
+    frozen = small(norm_cfg=dict(type="SyncBN", requires_grad=False))
+    norms = [m for m in frozen.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(norms) == len(plain)
+    assert not any(p.requires_grad for norm in norms for p in norm.parameters())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """ACmix with the self-attention of SAN: patchwise or pairwise weights of a neighbourhood."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,6 +51,7 @@ class PatchwiseACmix(ACmixBase):
         kernel_conv: Side of the convolution that the path stands for, odd.
         mix: How the paths are added, one of ``acmix.MIX_MODES``.
         shift: How the shifts are made, one of ``acmix.SHIFT_MODES``.
+        norm_layer: Makes a norm of φ from its number of channels.
         backend: Backend of the operators; ``None`` chooses by call.
 
     Shape:
@@ -72,6 +75,7 @@ class PatchwiseACmix(ACmixBase):
         kernel_conv: int = 3,
         mix: str = "alpha_beta",
         shift: str = "learnable",
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -97,9 +101,10 @@ class PatchwiseACmix(ACmixBase):
         self.conv3 = nn.Conv2d(in_channels, dim, kernel_size=1)
         if self.has_attention and attention == "patchwise":
             window = kernel_att**2
-            self.conv_w = _phi(relation * (window + 1), self.shared, window * self.shared)
+            sizes = relation * (window + 1), self.shared, window * self.shared
+            self.conv_w = _phi(*sizes, norm_layer)
         elif self.has_attention:
-            self.conv_w = _phi(relation + 2, relation, self.shared)
+            self.conv_w = _phi(relation + 2, relation, self.shared, norm_layer)
             self.conv_p = nn.Conv2d(2, 2, kernel_size=1)
 
     @fx_leaf
@@ -221,12 +226,14 @@ class PatchwiseACmix(ACmixBase):
         )
 
 
-def _phi(channels: int, hidden: int, out: int) -> nn.Sequential:
+def _phi(
+    channels: int, hidden: int, out: int, norm_layer: Callable[[int], nn.Module]
+) -> nn.Sequential:
     return nn.Sequential(
-        nn.BatchNorm2d(channels),
+        norm_layer(channels),
         nn.ReLU(inplace=True),
         nn.Conv2d(channels, hidden, kernel_size=1, bias=False),
-        nn.BatchNorm2d(hidden),
+        norm_layer(hidden),
         nn.ReLU(inplace=True),
         nn.Conv2d(hidden, out, kernel_size=1),
     )

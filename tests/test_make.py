@@ -1,0 +1,37 @@
+"""Arguments reach the commands through make as they were typed."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from support import ROOT
+
+CASES = {
+    "--cfg-options a.scale=(320,240)": ["--cfg-options", "a.scale=(320,240)"],
+    "--cfg-options a=[(1,2),(3,4)] b=1": ["--cfg-options", "a=[(1,2),(3,4)]", "b=1"],
+    "--cfg-options a=*.py;b&c|d<e": ["--cfg-options", "a=*.py;b&c|d<e"],
+    "--cfg-options 'a.scale=(320, 240)'": ["--cfg-options", "a.scale=(320, 240)"],
+    '--resume "my run.pth" --amp': ["--resume", "my run.pth", "--amp"],
+    r"--resume my\ run.pth": ["--resume", "my run.pth"],
+    r"--resume run\(1\).pth": ["--resume", "run(1).pth"],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("tool", ["train", "test"])
+@pytest.mark.parametrize("typed", CASES)
+def test_arguments_come_through(typed, tool):
+    show = f"{sys.executable} -c 'import sys; print(sys.argv[1:])'"
+    settings = [f"PY={show}", "INSTALLED=", "CHECKPOINT=x.pth", f"ARGS={typed}"]
+    result = subprocess.run(
+        ["make", "-s", "-C", ROOT / "swin", tool, *settings],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    script, _, *given = ast.literal_eval(result.stdout)
+    assert script == f"tools/{tool}.py"
+    assert given == (["x.pth"] if tool == "test" else []) + CASES[typed]
