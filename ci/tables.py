@@ -14,6 +14,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = ("resnet", "san", "pvt", "swin")
+# For a model that the paper does not have.
+NOT_THERE = "not in the paper"
 # A table for each section of a metafile.
 HEADS = {
     "Models": "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
@@ -47,12 +49,13 @@ def render(section: str, projects: tuple[str, ...], prefix: bool) -> str:
 
 
 def _row(entry: dict, folder: str) -> str:
-    counted, paper = entry["Metadata"], entry["Paper"]
+    counted, paper = entry["Metadata"], entry.get("Paper")
+    given = {"FLOPs": NOT_THERE, "Parameters": NOT_THERE} if paper is None else paper
     size = "at {}×{} ".format(*counted["Size"]) if "Size" in counted else ""
     cells = [
         entry["Name"],
-        f"{counted['Parameters']:,} / {paper.get('Parameters', 'not given')}",
-        f"{size}{counted['FLOPs'] / 1e9:.{1 if size else 2}f} / {paper['FLOPs']}",
+        f"{counted['Parameters']:,} / {given.get('Parameters', 'not given')}",
+        f"{size}{counted['FLOPs'] / 1e9:.{1 if size else 2}f} / {given['FLOPs']}",
         _score(entry),
         "not trained here" + _weights(entry),
         f"[config]({folder}{entry['Config']})",
@@ -62,7 +65,7 @@ def _row(entry: dict, folder: str) -> str:
 
 def _score(entry: dict) -> str:
     if "Data" not in entry:
-        return str(entry["Paper"]["Top 1 Accuracy"])
+        return str(entry["Paper"]["Top 1 Accuracy"]) if "Paper" in entry else NOT_THERE
     metric = "box mAP" if entry["Data"] == "COCO" else "mIoU"
     return f"{entry['Data']} {metric} {entry['Paper'][metric]}"
 

@@ -19,7 +19,7 @@ class Family:
         build: Makes a small backbone from keyword arguments.
         channels: Channels of its feature maps.
         first_stride: Stride of the first map; each next one has twice that.
-        full: Name of a paper's model to (constructor, features of the head).
+        full: Name of a model of the metafile to (constructor, features of the head).
     """
 
     build: Callable[..., nn.Module]
@@ -75,6 +75,8 @@ FAMILIES = {
         full={
             "PVT-ACmix-T": (lambda: ACmixPVT("tiny"), 512),
             "PVT-ACmix-S": (lambda: ACmixPVT("small"), 512),
+            "PVT-ACmix-M": (lambda: ACmixPVT("medium"), 512),
+            "PVT-ACmix-L": (lambda: ACmixPVT("large"), 512),
         },
     ),
     "swin": Family(
@@ -85,6 +87,7 @@ FAMILIES = {
         full={
             "Swin-ACmix-T": (lambda: ACmixSwinTransformer("tiny"), 768),
             "Swin-ACmix-S": (lambda: ACmixSwinTransformer("small"), 768),
+            "Swin-ACmix-B": (lambda: ACmixSwinTransformer("base"), 1024),
         },
     ),
 }

@@ -76,26 +76,31 @@ def in1k(name):
     return Config.fromfile(next(p for p in CONFIGS if p.stem == name))
 
 
-@pytest.mark.parametrize("size", ["tiny", "small"])
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
 def test_swin_recipe(size):
     cfg = in1k(f"acmix-swin-{size}_8xb128_in1k")
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ("AdamW", 1e-3, 0.05)
     assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
     assert cfg.train_cfg.max_epochs == 300
-    assert cfg.model.backbone.drop_path_rate == {"tiny": 0.2, "small": 0.3}[size]
+    assert cfg.model.backbone.drop_path_rate == {"tiny": 0.2, "small": 0.3, "base": 0.5}[size]
     assert [a.alpha for a in cfg.model.train_cfg.augments] == [0.8, 1.0]
     assert cfg.model.head.loss.label_smooth_val == 0.1
 
 
-@pytest.mark.parametrize("size", ["tiny", "small"])
+# Drop path and the norm that gradients are clipped at.
+PVT_SIZES = {"tiny": (0.1, None), "small": (0.1, None), "medium": (0.3, 1.0), "large": (0.3, 1.0)}
+
+
+@pytest.mark.parametrize("size", PVT_SIZES)
 def test_pvt_recipe(size):
     cfg = in1k(f"acmix-pvt-{size}_8xb128_in1k")
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ("AdamW", 1e-3, 0.05)
-    assert "clip_grad" not in cfg.optim_wrapper
     assert cfg.train_cfg.max_epochs == 300
-    assert cfg.model.backbone.drop_path_rate == 0.1
+    drop_path, clipped = PVT_SIZES[size]
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    assert cfg.optim_wrapper.get("clip_grad", {}).get("max_norm") == clipped
     assert (cfg.model.backbone.arch, cfg.model.head.loss.label_smooth_val) == (size, 0.1)
     sampler = cfg.train_dataloader.sampler
     assert (sampler.type, sampler.num_repeats) == ("RepeatAugSampler", 3)

@@ -102,8 +102,8 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
     that PVT exactly. Position embeddings of another size are resized, bilinearly.
 
     Args:
-        arch: ``"tiny"``, ``"small"``, or a dict with ``embed_dims``, ``depths``, ``num_heads``,
-            ``mlp_ratios`` and ``sr_ratios``, one number a stage.
+        arch: ``"tiny"``, ``"small"``, ``"medium"``, ``"large"``, or a dict with ``embed_dims``,
+            ``depths``, ``num_heads``, ``mlp_ratios`` and ``sr_ratios``, one number a stage.
         img_size: Side of the images that the position embeddings are made for, in pixels.
         in_channels: Channels of the images.
         patch_sizes: Side of the patches of each stage; 4, then 2, if ``None``.
@@ -135,6 +135,8 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
     arch_zoo = {
         "tiny": dict(depths=[2, 2, 2, 2]),
         "small": dict(depths=[3, 4, 6, 3]),
+        "medium": dict(depths=[3, 4, 18, 3]),
+        "large": dict(depths=[3, 8, 27, 3]),
     }
     arch_defaults = dict(
         embed_dims=[64, 128, 320, 512],

@@ -36,7 +36,9 @@ def test_original_weights_give_the_original_logits(mix):
             assert (model(case["input"]) - case["logits"]).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("arch", "thousands"), [("tiny", 13229), ("small", 24486)])
+@pytest.mark.parametrize(
+    ("arch", "thousands"), [("tiny", 13229), ("small", 24486), ("medium", 44208), ("large", 61369)]
+)
 def test_without_convolution_path_it_is_pvt(arch, thousands):
     plain = ACmixPVT(arch, mix="attention")
     head = 512 * 1000 + 1000
