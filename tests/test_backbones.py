@@ -104,6 +104,13 @@ def test_frozen_stages_have_no_gradient(family, frozen):
     assert stopped or frozen == 0
 
 
+def test_all_stages_frozen_leave_nothing_to_train(family):
+    # A ResNet counts its stem as stage 0.
+    last = 4 if family is FAMILIES["resnet"] else len(family.channels) - 1
+    backbone = family.build(frozen_stages=last).train()
+    assert not [name for name, p in backbone.named_parameters() if p.requires_grad]
+
+
 def test_stages_are_frozen_before_a_parallel_wrapper_looks(family):
     backbone = family.build(frozen_stages=1)
     before = {name for name, p in backbone.named_parameters() if p.requires_grad}

@@ -248,6 +248,10 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
                 module.eval()
                 module.requires_grad_(False)
             self._position(stage).requires_grad_(False)
+        if self.frozen_stages == self.stages - 1:
+            for name, parameter in self.named_parameters():
+                if name.startswith(("cls_token", "norm.")):
+                    parameter.requires_grad_(False)
         return self
 
     def _read_arch(self, arch: str | dict) -> dict:

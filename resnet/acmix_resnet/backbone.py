@@ -1,5 +1,7 @@
 """ResNet whose every 3×3 convolution is an ACmix layer."""
 
+import re
+
 from mmengine.registry import MODELS
 from mmpretrain.models import ResNet
 from mmpretrain.models.backbones.resnet import Bottleneck, ResLayer
@@ -10,6 +12,8 @@ from acmix.errors import InputError
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.checkpointing import Checkpointed
 from acmix_resnet.convert import convert_state_dict
+
+_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
 
 
 class ACmixBottleneck(Checkpointed, Bottleneck):
@@ -109,3 +113,22 @@ class ACmixResNet(ACmixBackbone, TorchBiases):
     def make_res_layer(self, **kwargs) -> ResLayer:
         """One stage of ACmix bottlenecks."""
         return super().make_res_layer(acmix=self.acmix, **kwargs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise decay of the learning rate, and number of depths.
+
+        The stem is at depth 0, every block one deeper than the last, and what follows the backbone
+        at the last depth.
+
+        Args:
+            param_name: Its name in the whole model.
+            prefix: What the names of the backbone's parameters start with.
+        """
+        depths = sum(self.stage_blocks) + 2
+        if not param_name.startswith(prefix):
+            return depths - 1, depths
+        block = _BLOCK.match(param_name.removeprefix(prefix))
+        if block is None:
+            return 0, depths
+        stage, index = map(int, block.groups())
+        return sum(self.stage_blocks[: stage - 1]) + index + 1, depths
