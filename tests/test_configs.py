@@ -19,14 +19,16 @@ from support import ROOT
 CONFIGS = sorted(
     p for project in ("resnet", "san", "pvt", "swin") for p in ROOT.glob(f"{project}/configs/*.py")
 )
-GRAMMAR = re.compile(r"acmix-[a-z0-9-]+_(\d+)xb(\d+)_(in1k|imagefolder|digits-32px)\.py")
+GRAMMAR = re.compile(r"acmix-[a-z0-9-]+_(\d+)xb(\d+)_(in1k(_amp)?|imagefolder|digits-32px)\.py")
+# Those of mixed precision differ in the optimiser's wrapper alone.
+MODEL_CONFIGS = [path for path in CONFIGS if not path.stem.endswith("_amp")]
 
 
 def ids(path):
     return path.stem
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+@pytest.mark.parametrize("path", MODEL_CONFIGS, ids=ids)
 def test_config_builds_and_steps(path):
     cfg = Config.fromfile(path)
     cfg.model.head.num_classes = cfg.model.head.num_classes or 3
@@ -49,7 +51,7 @@ def test_config_builds_and_steps(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+@pytest.mark.parametrize("path", MODEL_CONFIGS, ids=ids)
 def test_config_initialisation_keeps_shifts_and_rates(path):
     cfg = Config.fromfile(path)
     cfg.model.head.num_classes = cfg.model.head.num_classes or 3
@@ -70,6 +72,17 @@ def test_config_name_tells_the_recipe(path):
     scale = cfg.get("auto_scale_lr")
     if scale is not None:
         assert scale.base_batch_size == int(match[1]) * int(match[2])
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS) - set(MODEL_CONFIGS)), ids=ids)
+def test_mixed_precision_is_the_recipe_in_another_wrapper(path):
+    cfg, plain = Config.fromfile(path), in1k(path.stem.removesuffix("_amp"))
+    wrapper, theirs = dict(cfg.optim_wrapper), dict(plain.optim_wrapper)
+    assert wrapper.pop("type") == "AmpOptimWrapper"
+    assert (wrapper.pop("dtype"), wrapper.pop("loss_scale")) == ("bfloat16", "dynamic")
+    theirs.pop("type", None)
+    assert wrapper == theirs
+    assert (cfg.model, cfg.param_scheduler) == (plain.model, plain.param_scheduler)
 
 
 def in1k(name):

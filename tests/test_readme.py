@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from mmengine.optim import build_optim_wrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.registry import DATA_SAMPLERS, HOOKS, DefaultScope
+from mmpretrain.registry import MODELS
 
-from acmix.mm import parsers
+from acmix.mm import checks, parsers, settings
 from support import ROOT
 
 FOLDERS = [
@@ -71,6 +75,48 @@ def check_make(folder, words):
     assert settings.keys() <= {"CONFIG", "CHECKPOINT", "DATA_ROOT", "GPUS", "ARGS"}
     if "CONFIG" in settings:
         assert (folder / settings["CONFIG"]).is_file()
+
+
+def option_lines():
+    """Commands of the pages that train a classifier with options: folder, config, options."""
+    found = []
+    for parameter in commands():
+        folder, words = parameter.values
+        if words[:1] != ["make"]:
+            continue
+        if words[1] == "-C":
+            folder, words = folder / words[2], words[2:]
+        settings = dict(word.split("=", 1) for word in words if "=" in word)
+        classifier = settings.get("CONFIG", "").startswith("configs/acmix")
+        if classifier and "train" in words and ("ARGS" in settings or "_amp" in settings["CONFIG"]):
+            arguments = [settings["CONFIG"], *settings.get("ARGS", "").split()]
+            found.append(pytest.param(folder, arguments, id=parameter.id))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("folder", "arguments"), option_lines())
+def test_options_of_a_training_build(folder, arguments, monkeypatch):
+    # It only asks for a GPU when it is made.
+    monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
+    args = parsers.train_parser().parse_args(arguments)
+    cfg = settings.load_config(folder, args)
+    settings.apply_train_flags(cfg, args)
+    checks.check_start(cfg)
+    options = args.cfg_options or {}
+    cfg.model.head.num_classes = cfg.model.head.num_classes or 3
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = MODELS.build(cfg.model)
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        for name in {key.split(".")[1] for key in options if key.startswith("default_hooks.")}:
+            HOOKS.build(cfg.default_hooks[name])
+        DATA_SAMPLERS.build(dict(cfg.train_dataloader.sampler, dataset=range(64)))
+    trained = [p for group in wrapper.param_groups for p in group["params"] if p.requires_grad]
+    assert trained
+    if "model.backbone.frozen_stages" in options:
+        assert len(trained) < len(list(model.parameters()))
+    if "optim_wrapper.paramwise_cfg.layer_decay_rate" in options:
+        assert len({group["lr"] for group in wrapper.param_groups}) > 4
 
 
 def check_pip(folder, words):
