@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+COCO = ("train2017", "val2017")
 COLOURS = ((220, 30, 30), (30, 30, 220))
 
 
@@ -25,10 +26,15 @@ def draw(rng: np.random.Generator, height: int = 96, width: int = 128):
     return pixels, masks
 
 
-def write_coco(root: Path, images: int, classes: tuple[str, ...]) -> Path:
-    """The same images to train and to test on; squares are the first class, discs the second."""
+def write_coco(
+    root: Path, images: int, classes: tuple[str, ...], names: tuple[str, str] = COCO
+) -> Path:
+    """The same images to train and to test on; squares are the first class, discs the second.
+
+    ``names`` are the two folders; their annotation files have the same names.
+    """
     (root / "annotations").mkdir(parents=True)
-    for split in ("train2017", "val2017"):
+    for split in names:
         (root / split).mkdir()
         rng = np.random.default_rng(0)
         content = dict(images=[], annotations=[])
@@ -43,24 +49,36 @@ def write_coco(root: Path, images: int, classes: tuple[str, ...]) -> Path:
                 number = len(content["annotations"]) + 1
                 ids = dict(id=number, image_id=image, category_id=category, iscrowd=0)
                 content["annotations"].append(ids | _measures(mask))
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        file = f"instances_{split}.json" if names is COCO else f"{split}.json"
+        (root / "annotations" / file).write_text(json.dumps(content))
     return root
 
 
 def write_ade(root: Path, images: int) -> Path:
     """The same images to train and to test on: 1 background, 2 square, 3 disc, 0 not labelled."""
-    for split in ("training", "validation"):
+    return _write_labels(root, images, "annotations", ("training", "validation"), 1, 0)
+
+
+def write_masks(root: Path, images: int) -> Path:
+    """The same images to train and to test on: 0 background, 1 square, 2 disc, 255 not labelled."""
+    return _write_labels(root, images, "masks", ("train", "val"), 0, 255)
+
+
+def _write_labels(
+    root: Path, images: int, kind: str, splits: tuple[str, str], background: int, unlabelled: int
+) -> Path:
+    for split in splits:
         rng = np.random.default_rng(0)
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
+        for folder in ("images", kind):
+            (root / folder / split).mkdir(parents=True)
         for image in range(images):
             pixels, masks = draw(rng)
-            labels = np.ones(pixels.shape[:2], np.uint8)
-            labels[:4] = 0
-            for label, mask in enumerate(masks, start=2):
+            labels = np.full(pixels.shape[:2], background, np.uint8)
+            labels[:4] = unlabelled
+            for label, mask in enumerate(masks, start=background + 1):
                 labels[mask] = label
             Image.fromarray(pixels).save(root / "images" / split / f"{image}.jpg", quality=95)
-            Image.fromarray(labels).save(root / "annotations" / split / f"{image}.png")
+            Image.fromarray(labels).save(root / kind / split / f"{image}.png")
     return root
 
 

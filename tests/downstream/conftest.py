@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
-from shapes import write_ade, write_coco
+from shapes import write_ade, write_coco, write_masks
 
 
 def _absent() -> str | None:
@@ -48,3 +48,16 @@ def coco(tmp_path_factory):
 def ade(tmp_path_factory):
     """Six images with the first three of ADE20K's classes."""
     return write_ade(tmp_path_factory.mktemp("data") / "ade", 6)
+
+
+@pytest.fixture(scope="session")
+def own_coco(tmp_path_factory):
+    """Six images with the two categories of the examples for one's own data."""
+    root = tmp_path_factory.mktemp("data") / "own"
+    return write_coco(root, 6, ("square", "disc"), names=("train", "val"))
+
+
+@pytest.fixture(scope="session")
+def own_masks(tmp_path_factory):
+    """Six images with the three classes of the examples for one's own data."""
+    return write_masks(tmp_path_factory.mktemp("data") / "own", 6)
