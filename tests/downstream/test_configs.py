@@ -19,6 +19,8 @@ from support import ROOT, build_model
 CONFIGS = sorted(ROOT.glob("*/configs/detection/*.py")) + sorted(
     ROOT.glob("*/configs/segmentation/*.py")
 )
+# Of the images of ImageNet, as every config has them.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PAPERS = [path for path in CONFIGS if "_own-" not in path.stem]
 GRAMMAR = re.compile(
     r"(retinanet|(cascade-)?mask-rcnn)_acmix-[a-z]+-?[a-z0-9]+_fpn_(ms-|ms-crop-)?[13]x_coco"
@@ -60,10 +62,11 @@ def small(path, data, work_dir):
     shrink(cfg.model)
     if "detection" in path.parts:
         cfg.train_dataloader.dataset.filter_cfg.min_size = 0
-        cfg.train_cfg.max_epochs, cfg.param_scheduler = 1, []
+        cfg.train_cfg.max_epochs = 1
     else:
         cfg.train_cfg.update(max_iters=3, val_interval=3)
-        cfg.param_scheduler = []
+    # The first steps of the warm-up, where there is one.
+    cfg.param_scheduler = cfg.param_scheduler[:1]
     cfg.default_hooks.update(checkpoint=None, logger=dict(cfg.default_hooks.logger, interval=1))
     apply_data_root(cfg)
     return cfg
@@ -76,8 +79,9 @@ def save_pretrained(backbone, path):
     for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.momentum = 1.0
     rng = np.random.default_rng(0)
-    images = torch.tensor(np.stack([draw(rng)[0] for _ in range(4)])).permute(0, 3, 1, 2)
-    images = F.interpolate((images - 118) / 58, (100, 133))
+    images = torch.tensor(np.stack([draw(rng)[0] for _ in range(6)])).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    images = F.interpolate((images - mean) / std, (100, 133))
     network.train()(F.pad(images, (0, 27, 0, 28)))  # as a detector pads them
     weights = {f"backbone.{name}": weight for name, weight in network.state_dict().items()}
     torch.save({"state_dict": weights | {"head.fc.bias": torch.zeros(1000)}}, path)

@@ -1,7 +1,7 @@
 # Images and masks of your own, 20,000 iterations on one GPU:
 #   data_root/images/train/*.jpg  data_root/masks/train/*.png
 #   data_root/images/val/*.jpg    data_root/masks/val/*.png
-# A mask has the name of its image and holds the number of a class, from 0, at every pixel; pixels of
+# A mask has the name of its image and holds the number of a class, from 0, at every pixel; those of
 # 255 are not learned. A config of yours names the classes and the model.
 _base_ = ["mmseg::_base_/schedules/schedule_20k.py", "./ade20k_runtime.py"]
 

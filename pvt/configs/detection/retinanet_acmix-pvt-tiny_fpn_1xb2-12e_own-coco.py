@@ -1,5 +1,5 @@
-# Objects of your own, with boxes: copy this file, name your categories here, and give the folder with
-# --cfg-options data_root=FOLDER.
+# Objects of your own, with boxes: copy this file, name your categories here, and give the folder
+# with --cfg-options data_root=FOLDER.
 _base_ = [
     "mmdet::_base_/models/retinanet_r50_fpn.py",
     "../_base_/acmix-pvt-tiny_maps.py",

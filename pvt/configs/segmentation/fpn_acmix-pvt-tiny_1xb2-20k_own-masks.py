@@ -1,5 +1,5 @@
-# Masks of your own: copy this file, name the classes here in the order of their numbers, and give the
-# folder with --cfg-options data_root=FOLDER.
+# Masks of your own: copy this file, name the classes here in the order of their numbers, and give
+# the folder with --cfg-options data_root=FOLDER.
 _base_ = [
     "../_base_/acmix-pvt-tiny_maps.py",
     "mmseg::_base_/models/fpn_r50.py",
