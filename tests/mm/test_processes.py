@@ -84,8 +84,8 @@ def test_the_learning_rate_is_scaled_with_the_batch(tmp_path):
     train_in_two(steady_config(tmp_path / "scaled", 2, **changes))
     assert difference(tmp_path / "scaled", tmp_path / "one") < TOLERANCE
     log = next((tmp_path / "scaled").glob("*/*.log")).read_text()
-    assert "Scaling the original LR by 2.0." in log
-    assert "Scaling the LR by 2 more, for the batches that are accumulated." in log
+    assert "Learning rates are multiplied by 4: they are for 2 samples, and a step has 8" in log
+    assert "base_lr: 1.0000e-01" in log
 
 
 def resnet_config(work_dir, batch, **changes):

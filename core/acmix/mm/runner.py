@@ -8,7 +8,7 @@ import torch.distributed as dist
 from mmengine.dist import all_gather_object, broadcast_object_list, is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -211,14 +211,21 @@ class ACmixRunner(Runner):
         )
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
-        """Scale learning rates with the batch: that of an iteration, times those accumulated."""
-        super().scale_lr(optim_wrapper, auto_scale_lr)
-        count = getattr(optim_wrapper, "_accumulative_counts", 1)
-        if auto_scale_lr is None or not auto_scale_lr.get("enable", False) or count == 1:
+        """Scale learning rates with the samples of a step, accumulated ones included."""
+        if auto_scale_lr is None or not auto_scale_lr.get("enable"):
             return
-        for group in optim_wrapper.param_groups:
-            group["lr"] *= count
-        self.logger.info(f"Scaling the LR by {count} more, for the batches that are accumulated.")
+        loader, several = self._train_dataloader, isinstance(optim_wrapper, OptimWrapperDict)
+        size = loader["batch_size"] if isinstance(loader, dict) else loader.batch_size
+        for wrapper in optim_wrapper.values() if several else [optim_wrapper]:
+            count, base = wrapper._accumulative_counts, auto_scale_lr["base_batch_size"]
+            samples = self.world_size * size * count
+            for group in wrapper.param_groups:
+                group["lr"] *= samples / base
+            self.logger.info(
+                f"Learning rates are multiplied by {samples / base:g}: they are for {base} "
+                f"samples, and a step has {samples} ({size} x {self.world_size} processes x "
+                f"{count} batches)"
+            )
 
     def _call_load_hooks(self, taken: dict, filename: str) -> None:
         try:

@@ -13,6 +13,10 @@ class CPUSyncBatchNorm(_BatchNorm):
     ``DistributedDataParallel`` refuses those where there is no GPU.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise; by the running statistics out of training."""
         if not self.training:
