@@ -46,8 +46,8 @@ def check_sync_bn(cfg: Config) -> None:
 def check_sharding(cfg: Config) -> None:
     """Refuse to spread a model or its optimiser over the processes.
 
-    A checkpoint is checked, signed and written whole by the first process, which would have a
-    part of it only, and wait for the others for ever.
+    The first process checks and writes the whole checkpoint: it would have a part of it only, or
+    wait for the others.
     """
     wrapper, optimizer = cfg.get("model_wrapper_cfg") or {}, cfg.optim_wrapper
     settings = {

@@ -31,8 +31,8 @@ class ResumeHook(Hook):
         loop = runner.train_loop
         if isinstance(loop, ResumableEpochLoop) and loop.batches_done is None:
             runner.logger.warning(
-                f"{runner.resumed_from}: iteration {loop.iter} is not in epoch {loop.epoch + 1} now, "
-                f"as an epoch has {len(loop.dataloader)} iterations; schedules that count "
+                f"{runner.resumed_from}: iteration {loop.iter} is not in epoch {loop.epoch + 1} "
+                f"now, as an epoch has {len(loop.dataloader)} iterations; schedules that count "
                 "iterations go on from another place, so keep train_dataloader.batch_size times "
                 "the number of processes as it was"
             )
