@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from acmix.mm.launch import RECORD, LaunchRecord, launcher
-from runs import assert_same_end
+from runs import StopHook, assert_same_end, copied, run, tiny_config
 from support import ROOT
 
 # Three epochs of two iterations in two processes; a worker is killed in the second one.
@@ -224,6 +224,24 @@ def test_a_launch_knows_what_it_wrote(tmp_path):
         written = LaunchRecord(tmp_path).enter(launchers, [old, replaced, new])
         assert written == {"epoch_2.pth", "epoch_3.pth"}
     assert LaunchRecord(tmp_path).enter(["a", "b"], [old, replaced, new]) is None
+
+
+@pytest.mark.slow
+def test_only_a_launch_that_starts_again_goes_on(tmp_path, monkeypatch):
+    run(tiny_config(tmp_path / "whole"))
+    copied(tmp_path / "whole", "epoch_2.pth", tmp_path / "work")
+    cfg = tiny_config(tmp_path / "work")
+
+    def start_at(name, *hooks):
+        monkeypatch.setattr("acmix.mm.runner.launcher", lambda: name)
+        return run(cfg, *hooks).resumed_from
+
+    assert start_at("first", StopHook("before_train_iter", 2)) is None
+    # It wrote nothing so far.
+    assert start_at("first", StopHook("before_train_iter", 5)) is None
+    assert start_at("second", StopHook("before_train_iter", 5)) is None
+    assert start_at("second") == str(tmp_path / "work" / "epoch_1.pth")
+    assert_same_end(tmp_path / "work", tmp_path / "whole", "epoch_2.pth")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"launchers": 1}', '{"launchers": ["a"]}', "\0"])
