@@ -1,10 +1,9 @@
 """Several processes on this machine that compute together, as forks of the test's own."""
 
+import multiprocessing
 import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -22,30 +21,28 @@ def together(count: int, meeting: Path | str, function: Callable[[int], None]) -
     Raises:
         AssertionError: One of them failed; its traceback is on stderr.
     """
-    children = [_fork(rank, count, meeting, function) for rank in range(count)]
-    failed = []
-    for _ in range(count):
-        child, status = os.wait()
-        children.remove(child)
-        if status:
-            failed.append(child)
-            for other in children:
-                os.kill(other, signal.SIGKILL)
-    assert not failed, f"{len(failed)} of {count} processes failed"
+    fork = multiprocessing.get_context("fork").Process
+    processes = [
+        fork(target=_run, args=(rank, count, meeting, function), daemon=True)
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    running = list(processes)
+    while running:
+        wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+        if any(process.exitcode for process in processes):
+            for process in running:
+                process.kill()
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes), "a process failed, see above"
 
 
-def _fork(rank: int, count: int, meeting: Path | str, function: Callable[[int], None]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.environ.update(CUDA_VISIBLE_DEVICES="", LOCAL_RANK=str(rank))
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=count)
-        function(rank)
-        dist.destroy_process_group()
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    os._exit(0)
+def _run(rank: int, count: int, meeting: Path | str, function: Callable[[int], None]) -> None:
+    os.environ.update(CUDA_VISIBLE_DEVICES="", LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=count)
+    function(rank)
+    dist.destroy_process_group()

@@ -258,8 +258,9 @@ def test_only_workers_have_a_launcher(monkeypatch):
     mine = launcher()
     assert mine == launcher()
     reader, writer = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os.write(writer, launcher().encode())
         os._exit(0)
-    os.wait()
+    os.waitpid(child, 0)
     assert os.read(reader, 1000).decode() != mine
