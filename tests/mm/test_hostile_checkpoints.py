@@ -185,11 +185,11 @@ def test_every_door_of_mmengine_has_the_safe_reader(address, hostile):
 def test_load_from_an_address_runs_nothing(hostile, tmp_path, monkeypatch):
     fetched = []
 
-    def get(self, address):
+    def download(address):
         fetched.append(address)
-        return hostile.read_bytes()
+        return hostile
 
-    monkeypatch.setattr("mmengine.fileio.backends.http_backend.HTTPBackend.get", get)
+    monkeypatch.setattr("acmix.mm.read.download", download)
     with pytest.raises(CheckpointError, match="refused, nothing was run"):
         run(tiny_config(tmp_path / "work", load_from="https://example.org/hostile.pth"))
     assert fetched == ["https://example.org/hostile.pth"]
