@@ -16,6 +16,7 @@ import pytest
 import torch
 import torchvision
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain import ImageClassificationInferencer, get_model
 from mmpretrain.registry import MODELS
@@ -271,7 +272,8 @@ def _named(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def build(model: dict) -> nn.Module:
-    return MODELS.build(Config(copy.deepcopy(model))).eval()
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        return MODELS.build(Config(copy.deepcopy(model))).eval()
 
 
 def _config(model: dict) -> Config:

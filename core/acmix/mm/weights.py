@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from acmix.errors import CheckpointError
 from acmix.mm.conversion import BACKBONE, Conversion, of_backbone
+from acmix.mm.open_head import open_heads
 
 # Buffers that a model makes for itself.
 DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
@@ -92,8 +93,7 @@ def converted(
     Of what the conversion knows, only names of the model are left.
     """
     backbone: Any = getattr(model, "backbone", model)
-    own = model.state_dict()
-    heads = [] if backbone is model else [n for n in own if not n.startswith(BACKBONE)]
+    heads = [] if backbone is model else [n for n in model.state_dict() if not _is_body(n)]
     placed = {name: state_dict[name] for name in heads if name in state_dict}
     conversion = backbone.convert_state_dict(
         {name: weight for name, weight in state_dict.items() if name not in placed}
@@ -101,10 +101,16 @@ def converted(
     if backbone is model:
         conversion = of_backbone(conversion)
     conversion.state_dict = conversion.state_dict | placed
+    open_heads(model, conversion.state_dict)
+    own = model.state_dict()
     conversion.defaults = {name: w for name, w in conversion.defaults.items() if name in own}
     conversion.fresh = [name for name in conversion.fresh if name in own]
     conversion.lacking = [name for name in conversion.lacking if name in own]
     return conversion, own, heads
+
+
+def _is_body(name: str) -> bool:
+    return name.startswith(BACKBONE)
 
 
 def check_any_fits(
