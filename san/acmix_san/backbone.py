@@ -10,7 +10,7 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from acmix import PatchwiseACmix
+from acmix import VectorACmix
 from acmix.checks import check_choice, require
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.layer_depth import STEM, layer_depth
@@ -25,14 +25,14 @@ class SANBlock(nn.Module):
         channels: Channels of input and output; the ACmix layer has a quarter of them.
         drop_path: Drop path rate.
         with_cp: Whether activations are computed again in the backward pass, to save memory.
-        **acmix: Further arguments of ``acmix.PatchwiseACmix``.
+        **acmix: Further arguments of ``acmix.VectorACmix``.
     """
 
     def __init__(self, channels: int, drop_path: float, with_cp: bool, **acmix) -> None:
         super().__init__()
         middle = channels // 4
         self.bn1 = nn.BatchNorm2d(channels)
-        self.sam = PatchwiseACmix(channels, middle, **acmix)
+        self.sam = VectorACmix(channels, middle, **acmix)
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv = nn.Conv2d(middle, channels, kernel_size=1)
         self.drop_path = DropPath(drop_path)

@@ -11,7 +11,7 @@ from acmix.errors import InputError
 
 @MODELS.register_module()
 class OpenLinearClsHead(LinearClsHead):
-    """MMPretrain's ``LinearClsHead``; without a number of classes it has that of the loaded weights.
+    """MMPretrain's ``LinearClsHead``; an open number of classes is that of the loaded weights.
 
     So a config for anyone's images builds a model before the data or the weights are seen.
 
