@@ -142,7 +142,7 @@ def check_any_fits(
 
 def _fits(name: str, weight: Tensor, own: dict[str, Tensor]) -> bool:
     # The model itself resizes these on loading.
-    resized = re.search(r"(relative_position_bias_table|pos_embed\d)$", name)
+    resized = re.search(r"(relative_position_bias_table|pos_embed\d?)$", name)
     return name in own and (bool(resized) or own[name].shape == weight.shape)
 
 
