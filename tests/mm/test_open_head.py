@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmpretrain import ImageClassificationInferencer, get_model
 from mmpretrain.registry import MODELS
@@ -78,3 +79,22 @@ def test_an_open_head_says_what_it_lacks():
     with pytest.raises(InputError, match="num_classes=None: load a checkpoint"):
         head((torch.ones(1, 4),))
     assert OpenLinearClsHead(3, 4)((torch.ones(1, 4),)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_layer_wise_decay_is_two_options(path):
+    cfg = small(path)
+    cfg.model.head.num_classes = 3
+    cfg.merge_from_dict(
+        {
+            "optim_wrapper.constructor": "LearningRateDecayOptimWrapperConstructor",
+            "optim_wrapper.paramwise_cfg.layer_decay_rate": 0.5,
+        }
+    )
+    model = MODELS.build(cfg.model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    scales = {id(weight): group["lr_scale"] for group in groups for weight in group["params"]}
+    last = model.get_layer_depth("head.fc.weight")[1] - 1
+    assert scales[id(model.head.fc.weight)] == 1
+    assert min(scales.values()) == 0.5**last
+    assert len(scales) == len(list(model.parameters()))
