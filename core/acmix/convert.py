@@ -49,7 +49,7 @@ def convert(weights: dict[str, Tensor], source: str, arch: str | None = None) ->
             return conversion
         if closest is None or len(unknown) < len(closest):
             closest = unknown
-    names = closest or list(weights)
+    names = [name.removeprefix(BACKBONE) for name in closest or weights]
     raise CheckpointError(
         f"{source}: {len(names)} of its {len(weights)} names are of no known weights of "
         f"{arch or ', '.join(ARCHES)} (such as {', '.join(names[:3])}); give a checkpoint of "

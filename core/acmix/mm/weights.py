@@ -143,7 +143,12 @@ def check_any_fits(
 def _fits(name: str, weight: Tensor, own: dict[str, Tensor]) -> bool:
     # The model itself resizes these on loading.
     resized = re.search(r"(relative_position_bias_table|pos_embed\d?)$", name)
-    return name in own and (bool(resized) or own[name].shape == weight.shape)
+    return name in own and (bool(resized) or _shape(own[name]) == _shape(weight))
+
+
+def _shape(weight: Tensor) -> tuple[int, ...] | None:
+    # A module may keep other things than tensors under a name of its own.
+    return tuple(weight.shape) if isinstance(weight, Tensor) else None
 
 
 def _check_fit(
@@ -179,5 +184,5 @@ def _check_fit(
 
 
 def _shapes(name: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    theirs = tuple(weights[name].shape) if name in weights else "absent"
-    return f"{name}: {theirs} in the file, {tuple(own[name].shape)} in the model"
+    theirs = _shape(weights[name]) if name in weights else "absent"
+    return f"{name}: {theirs} in the file, {_shape(own[name])} in the model"
