@@ -84,7 +84,9 @@ def initialised(source):
     return backbone
 
 
-@pytest.mark.parametrize("name", ["swin.pth", "swin-{}.pth"])
+@pytest.mark.parametrize(
+    "name", ["swin.pth", "swin-{}.pth", "swin-{}.pth.tar", "swin-20231130.pth"]
+)
 def test_init_cfg_takes_addresses(name, server):
     address, folder, _ = server
     backbone = initialised(f"{address}/{put(folder, name)}")
@@ -151,12 +153,13 @@ def test_equal_names_of_two_addresses_are_two_files(server):
     assert read == [97.0, 98.0]
 
 
-def test_a_file_that_is_not_what_its_name_says_is_refused(server, cache):
+@pytest.mark.parametrize("name", ["swin-01234567.pth", "swin-01234567.pth.tar"])
+def test_a_file_that_is_not_what_its_name_says_is_refused(name, server, cache):
     address, folder, _ = server
-    put(folder, "swin-01234567.pth")
+    put(folder, name)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="not what its name says: its SHA-256 begins"):
-            read_anywhere(f"{address}/swin-01234567.pth")
+            read_anywhere(f"{address}/{name}")
     assert not list(cache.iterdir())
 
 

@@ -15,7 +15,8 @@ from mmengine.logging import MMLogger
 from acmix.errors import CheckpointError
 
 # As torch's and MMEngine's model zoos name their files: the first digits of the SHA-256.
-_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+_DIGEST = re.compile(r"-([0-9a-f]{8,64})(\.\w+)+$")
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")
 _PIECE, _TIMEOUT = 1 << 20, 60
 
 
@@ -79,7 +80,7 @@ def _fetch(address: str, path: Path, digest: str | None) -> None:
 
 def _digest_of(name: str) -> str | None:
     match = _DIGEST.search(name)
-    return match[1] if match else None
+    return match[1] if match and not _DATE.fullmatch(match[1]) else None
 
 
 def _sha256(path: Path) -> str:
