@@ -195,6 +195,13 @@ def test_load_from_an_address_runs_nothing(hostile, tmp_path, monkeypatch):
     assert fetched == ["https://example.org/hostile.pth"]
 
 
+def test_mmengines_own_runner_gets_no_text_that_it_would_run(saved, tmp_path):
+    path = changed(saved, tmp_path / "work", set_at("meta", "config", value=CODE))
+    content = CheckpointLoader.load_checkpoint(str(path))
+    assert content["meta"]["epoch"] == 1
+    assert "config" not in content["meta"]
+
+
 def test_init_cfg_of_any_module_runs_nothing(hostile, tmp_path):
     init = dict(_delete_=True, type="Pretrained", checkpoint=str(hostile))
     for part in ("backbone", "head"):

@@ -91,7 +91,10 @@ def load_from_anywhere(filename: str, map_location: str | None = None) -> dict:
     if str(filename).startswith("mmcls://"):  # whose loader gives the backbone alone
         weights = {n[len(BACKBONE) :]: w for n, w in weights.items() if n.startswith(BACKBONE)}
     rest = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
-    return {"meta": {}, **rest, "state_dict": from_file(weights, str(filename))}
+    meta = content.get("meta")
+    # MMEngine's own runner executes this text when it resumes, to compare numbers of GPUs.
+    meta = {k: v for k, v in meta.items() if k != "config"} if isinstance(meta, dict) else {}
+    return {**rest, "meta": meta, "state_dict": from_file(weights, str(filename))}
 
 
 def _address_of(scheme: str, name: str) -> str:
