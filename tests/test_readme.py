@@ -1,5 +1,6 @@
 """What the pages tell users to type: snippets run, commands name what exists."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -12,7 +13,10 @@ from support import ROOT
 
 FOLDERS = [
     ROOT / name
-    for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/train", "docs/your-network")
+    for name in (
+        *("", "core", "resnet", "san", "pvt", "swin"),
+        *("docs", "docs/train", "docs/your-network"),
+    )
 ]
 # What a page about it may ask for.
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
@@ -102,6 +106,9 @@ def check_pip(folder, words):
 
 
 def check_tool(folder, words):
+    if words[0] == "-m":
+        assert importlib.util.find_spec(words[1])
+        return
     script, config = ROOT / words[0], words[1]
     assert script.is_file()
     assert (script.parents[1] / config).is_file()
