@@ -1,5 +1,6 @@
 """What the pages tell users to type: snippets run, commands name what exists."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -15,10 +16,19 @@ from acmix.mm import checks, parsers, settings
 from support import ROOT
 
 FOLDERS = [
-    ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/your-network")
+    ROOT / name
+    for name in (
+        *("", "core", "resnet", "san", "pvt", "swin"),
+        *("docs", "docs/train", "docs/your-network"),
+    )
 ]
 # What a page about it may ask for.
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
+# What make may be given.
+SETTINGS = {
+    *("CONFIG", "CHECKPOINT", "DATA_ROOT", "ARGS", "OUT"),
+    *("GPUS", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS"),
+}
 PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
 
 
@@ -40,7 +50,8 @@ def commands():
         path, body, _ = parameter.values
         for line in body.strip().splitlines():
             words = shlex.split(line, comments=True)
-            found.append(pytest.param(path.parent, words, id=f"{parameter.id}: {' '.join(words)}"))
+            folder = ROOT if "docs" in path.parts else path.parent
+            found.append(pytest.param(folder, words, id=f"{parameter.id}: {' '.join(words)}"))
     return found
 
 
@@ -60,7 +71,12 @@ def test_snippet_runs(path, snippet, output, tmp_path):
 
 @pytest.mark.parametrize(("folder", "words"), commands())
 def test_command_names_what_exists(folder, words):
-    checks = {"make": check_make, "pip": check_pip, ".venv/bin/python": check_tool}
+    checks = {
+        "make": check_make,
+        "pip": check_pip,
+        "sbatch": check_batch,
+        ".venv/bin/python": check_tool,
+    }
     checks[words[0]](folder, words[1:])
 
 
@@ -72,9 +88,23 @@ def check_make(folder, words):
     )
     assert dry.returncode == 0, dry.stderr
     settings = dict(word.split("=", 1) for word in words if "=" in word)
-    assert settings.keys() <= {"CONFIG", "CHECKPOINT", "DATA_ROOT", "GPUS", "ARGS"}
+    assert settings.keys() <= SETTINGS
     if "CONFIG" in settings:
         assert (folder / settings["CONFIG"]).is_file()
+    if "train" in words:
+        command = ["make", "check-launch", *(word for word in words if "=" in word)]
+        subprocess.run(command, cwd=folder, check=True)
+        parsers.train_parser().parse_args(["config", *shlex.split(settings.get("ARGS", ""))])
+    if "export" in words:
+        files = ["config", settings["CHECKPOINT"], settings["OUT"]]
+        parsers.export_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
+
+
+def check_batch(folder, words):
+    script, project, config, *flags = words
+    assert (folder / script).is_file()
+    assert (folder / project / config).is_file()
+    parsers.train_parser().parse_args([config, *flags])
 
 
 def option_lines():
@@ -125,6 +155,9 @@ def check_pip(folder, words):
 
 
 def check_tool(folder, words):
+    if words[0] == "-m":
+        assert importlib.util.find_spec(words[1])
+        return
     script, config = ROOT / words[0], words[1]
     assert script.is_file()
     assert (script.parents[1] / config).is_file()

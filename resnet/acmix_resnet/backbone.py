@@ -11,9 +11,8 @@ from acmix import ACmix2d
 from acmix.errors import InputError
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.checkpointing import Checkpointed
+from acmix.mm.layer_depth import STEM, layer_depth
 from acmix_resnet.convert import convert_state_dict
-
-_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
 
 
 class ACmixBottleneck(Checkpointed, Bottleneck):
@@ -110,25 +109,14 @@ class ACmixResNet(ACmixBackbone, TorchBiases):
         )
         super().__init__(depth, zero_init_residual=zero_init_residual, **kwargs)
 
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Number of the layer of a parameter and of all layers, for layer-wise decay."""
+        return layer_depth(param_name, prefix, self.stage_blocks, self._block_of)
+
+    def _block_of(self, name: str) -> tuple[int, int]:
+        match = re.match(r"layer(\d+)\.(\d+)\.", name)
+        return (int(match[1]) - 1, int(match[2])) if match else STEM
+
     def make_res_layer(self, **kwargs) -> ResLayer:
         """One stage of ACmix bottlenecks."""
         return super().make_res_layer(acmix=self.acmix, **kwargs)
-
-    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Depth of a parameter, for layer-wise decay of the learning rate, and number of depths.
-
-        The stem is at depth 0, every block one deeper than the last, and what follows the backbone
-        at the last depth.
-
-        Args:
-            param_name: Its name in the whole model.
-            prefix: What the names of the backbone's parameters start with.
-        """
-        depths = sum(self.stage_blocks) + 2
-        if not param_name.startswith(prefix):
-            return depths - 1, depths
-        block = _BLOCK.match(param_name.removeprefix(prefix))
-        if block is None:
-            return 0, depths
-        stage, index = map(int, block.groups())
-        return sum(self.stage_blocks[: stage - 1]) + index + 1, depths

@@ -73,12 +73,3 @@ def test_dilated_last_stage_keeps_the_resolution():
         26, stem_channels=8, base_channels=4, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)
     )
     assert backbone(torch.randn(2, 3, 64, 96))[0].shape == (2, 128, 4, 6)
-
-
-@pytest.mark.parametrize(("depth", "blocks"), [(26, 8), (38, 12), (50, 16)])
-def test_layers_of_all_depths_are_in_order(depth, blocks):
-    backbone = ACmixResNet(depth, stem_channels=8, base_channels=4)
-    names = [f"backbone.{name}" for name, _ in backbone.named_parameters()]
-    found = [backbone.get_layer_depth(name, "backbone.") for name in [*names, "head.fc.weight"]]
-    assert sorted(set(found)) == [(layer, blocks + 2) for layer in range(blocks + 2)]
-    assert found == sorted(found)
