@@ -23,6 +23,7 @@ HEADS = {
     "Downstream": "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
     "| score: paper | trained here | config |\n|---|---|---|---|---|---|",
 }
+RECIPE = "| setting | authors | here | why |\n|---|---|---|---|"
 RATIOS = ROOT / "core/benchmarks/ratios.csv"
 
 
@@ -74,6 +75,13 @@ def _weights(entry: dict) -> str:
     if "Released Weights" not in entry:
         return ""
     return "; released weights load" if entry["Released Weights"] else "; no weights exist"
+
+
+def render_recipe(project: str) -> str:
+    """Where a project's ImageNet recipe differs from the authors'."""
+    rows = yaml.safe_load((ROOT / project / "metafile.yml").read_text())["Recipe"]
+    keys = ("Setting", "Authors", "Here", "Why")
+    return "\n".join([RECIPE, *(f"| {' | '.join(row[key] for key in keys)} |" for row in rows)])
 
 
 def render_speed() -> str:
@@ -146,6 +154,9 @@ def _tables() -> dict[Path, list[tuple[str, str, str]]]:
         ]
         for path, projects in readmes.items()
     }
+    for project in PROJECTS:
+        recipe = ("Recipe", "metafile.yml", render_recipe(project))
+        tables[ROOT / project / "README.md"].append(recipe)
     tables[ROOT / "core/README.md"] = [("Speed", "benchmarks/ratios.csv", render_speed())]
     return tables
 

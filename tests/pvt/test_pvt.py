@@ -82,7 +82,10 @@ def test_a_backbone_without_class_token_takes_weights_that_have_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(arch="tinny"), "arch='tinny': choose from tiny, small, medium, large; did you mean 'tiny'?"),
+        (
+            dict(arch="tinny"),
+            "arch='tinny': choose from tiny, small, medium, large; did you mean 'tiny'?",
+        ),
         (dict(arch=dict(depths=[1])), r"arch=\['depths'\]: give a dict of"),
         (dict(out_type="map"), "out_type='map': choose from cls_token, featmap"),
         (dict(with_cls_token=False), "out_type='cls_token' needs it"),

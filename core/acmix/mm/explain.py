@@ -51,11 +51,12 @@ def explain(error: Exception) -> str | None:
         return f"{text}; install the project with 'make install', or 'pip install -e' its folder"
     if "need at least one array to concatenate" in text:  # MMEngine's packing of no image
         return f"no image with an object of the configured classes is left; {NAME_CATEGORIES}"
-    if subset := re.search(r"class `(\w+)`.*new classes .* is not a subset", text, re.DOTALL):
+    # Of MMSegmentation's data sets, which say it of all their classes.
+    if found := re.search(r"new classes (\(.*?\)|\[.*?\]) is not a\s+subset of classes", text):
         return (
-            f"metainfo.classes: {subset[1]} takes none but its own classes, or some of them; for "
-            "others give the data sets type=BaseSegDataset, with metainfo.classes, as "
-            "configs/segmentation/*_own-masks.py of swin/ and pvt/ do"
+            f"metainfo.classes={found[1]}: a data set of given classes, such as ADE20KDataset, "
+            "takes some of its own and no others; for yours give the data sets "
+            "type=BaseSegDataset, as configs/segmentation/*_own-masks.py of swin/ and pvt/ do"
         )
     if "end should be larger than begin" in text:
         return "param_scheduler: begins after train_cfg.max_epochs; shorten the warm-up with it"
