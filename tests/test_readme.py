@@ -11,7 +11,8 @@ from acmix.mm import parsers
 from support import ROOT
 
 FOLDERS = [
-    ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/your-network")
+    ROOT / name
+    for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/your-network", "docs/train")
 ]
 # What a page about it may ask for.
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
@@ -34,9 +35,10 @@ def commands():
     found = []
     for parameter in blocks("bash"):
         path, body, _ = parameter.values
+        folder = ROOT if ROOT / "docs" in path.parents else path.parent
         for line in body.strip().splitlines():
             words = shlex.split(line, comments=True)
-            found.append(pytest.param(path.parent, words, id=f"{parameter.id}: {' '.join(words)}"))
+            found.append(pytest.param(folder, words, id=f"{parameter.id}: {' '.join(words)}"))
     return found
 
 
