@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from acmix import GlobalACmix, WindowACmix
 from families import FAMILIES
 from layers import LAYERS, randomised
 
@@ -21,19 +22,24 @@ OPEN = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
 class OnMaps(nn.Module):
     """A layer of any kind that takes and gives (B, C, H, W)."""
 
-    def __init__(self, name: str, **options) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.name, self.layer = name, randomised(LAYERS[name].make(**options))
-        self.channels = 6 if hasattr(self.layer, "in_channels") else self.layer.dim
+        self.layer = layer
+        self.channels = getattr(layer, "in_channels", layer.dim)
         self.eval()  # all of it: an exporter sets a mode and puts back that of the whole
+
+    @classmethod
+    def of(cls, name: str, **options) -> "OnMaps":
+        """A small layer, with no parameter that hides a mistake."""
+        return cls(randomised(LAYERS[name].make(**options)))
 
     def example(self, height: int, width: int, batch: int = 2) -> Tensor:
         return torch.randn(batch, self.channels, height, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.name == "WindowACmix":
+        if isinstance(self.layer, WindowACmix):
             return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if self.name == "GlobalACmix":
+        if isinstance(self.layer, GlobalACmix):
             # One token in front of the pixels, that is their mean.
             pixels = x.flatten(2).transpose(1, 2)
             tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1)
@@ -52,6 +58,17 @@ def backbone(name: str, **options) -> nn.Module:
 
 
 @torch.no_grad()
+def error_at(run: Callable[[Tensor], Sequence[Tensor] | Tensor], model: nn.Module, x: Tensor):
+    """Largest difference of the outputs of ``run`` from those of the model in eager mode."""
+    actual, expected = run(x), model(x)
+    if isinstance(expected, Tensor):
+        actual = actual[0] if isinstance(actual, (list, tuple)) else actual
+        actual, expected = [actual], [expected]
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.shape == theirs.shape, f"{tuple(x.shape)}"
+    return max((mine - theirs).abs().max() for mine, theirs in zip(actual, expected, strict=True))
+
+
 def assert_equal_at(
     run: Callable[[Tensor], Sequence[Tensor] | Tensor],
     model: nn.Module,
@@ -62,15 +79,8 @@ def assert_equal_at(
     """Outputs of ``run`` are those of the model in eager mode, at all sizes and batches."""
     for size in sizes:
         for batch in BATCHES:
-            x = torch.randn(batch, channels, *size)
-            actual, expected = run(x), model(x)
-            if isinstance(expected, Tensor):
-                actual = actual[0] if isinstance(actual, (list, tuple)) else actual
-                actual, expected = [actual], [expected]
-            for mine, theirs in zip(actual, expected, strict=True):
-                assert mine.shape == theirs.shape, f"{batch} of {size}"
-                error = (mine - theirs).abs().max()
-                assert error <= tolerance, f"{batch} of {size}: {error:.2g}"
+            error = error_at(run, model, torch.randn(batch, channels, *size))
+            assert error <= tolerance, f"{batch} of {size}: {error:.2g}"
 
 
 def to_onnx(model: nn.Module, x: Tensor, path: Path, *, dynamo: bool, any_size: bool = True):

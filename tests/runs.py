@@ -3,7 +3,9 @@
 import shutil
 from contextlib import suppress
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 from mmengine.config import Config, config
@@ -49,9 +51,15 @@ class QuickRunner(ACmixRunner):
         pass
 
 
+@cache
+def _digits() -> Config:
+    """The config of the digits; reading it reads all metafiles of MMPretrain."""
+    return Config.fromfile(DIGITS)
+
+
 def tiny_config(work_dir: Path, **changes) -> Config:
     """A Swin-ACmix of two blocks on 20 digits, two epochs of three batches."""
-    cfg = Config.fromfile(DIGITS)
+    cfg = deepcopy(_digits())
     cfg.work_dir = str(work_dir)
     cfg.launcher = "none"
     cfg.log_level = "WARNING"
@@ -67,6 +75,7 @@ def tiny_config(work_dir: Path, **changes) -> Config:
         loader.batch_size = 8
         loader.persistent_workers = False
         loader.dataset.indices = count
+        loader.dataset.serialize_data = False  # It collects garbage, for a second.
         loader.collate_fn = dict(type="default_collate")
     cfg.merge_from_dict(deepcopy(changes))
     return cfg
@@ -74,7 +83,9 @@ def tiny_config(work_dir: Path, **changes) -> Config:
 
 def run(cfg: Config, *hooks: Hook) -> ACmixRunner:
     """Train, and give the runner back; also when a ``StopHook`` stopped it."""
-    with DefaultScope.overwrite_default_scope("mmengine"):
+    # Configs are written several times a run; to format one takes longer than to train.
+    plain = mock.patch("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
+    with DefaultScope.overwrite_default_scope("mmengine"), plain:
         runner = QuickRunner.from_cfg(cfg)
         for hook in hooks:
             runner.register_hook(hook)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import acmix
+from acmix.geometry import missing, pad_missing
 
 SHIFTS = ("learnable", "fixed", "tensor")
 
@@ -52,7 +53,31 @@ def _timm_resnet50() -> nn.Module:
     return timm.create_model("resnet50", num_classes=5, zero_init_last=False)
 
 
-NETWORKS = {"resnet18": _resnet18, "timm-resnet50": _timm_resnet50, "csp": CSP}
+class YOLO(nn.Module):
+    """YOLO11n by one tensor of any size: what is decoded, or in training what losses read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tasks = pytest.importorskip(
+            "ultralytics.nn.tasks", reason="ultralytics is not installed (pip install ultralytics)"
+        )
+        self.network = tasks.DetectionModel("yolo11n.yaml", nc=5, verbose=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.network(
+            pad_missing(x, [0, missing(x.shape[3], 32), 0, missing(x.shape[2], 32)])
+        )
+        return torch.cat([found["boxes"], found["scores"]], dim=1) if self.training else found[0]
+
+
+NETWORKS = {
+    "resnet18": _resnet18,
+    "timm-resnet50": _timm_resnet50,
+    "csp": CSP,
+    "yolo11n": YOLO,
+}
+# Without ours in it: its forward loops over what it is given, and its head keeps tensors of a call.
+FX_REFUSES = TORCH_FUNC_REFUSES = {"yolo11n"}
 
 
 def build_network(name: str) -> nn.Module:

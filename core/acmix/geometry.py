@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.tracing import Size, is_known
+from acmix.tracing import Size, is_known, is_written_down
 
 
 def can_reflect(size: Sequence[int], pad: int) -> bool:
@@ -35,10 +35,10 @@ def missing(size: int, multiple: int) -> int:
     return ceil_div(size, multiple) * multiple - size
 
 
-def neighbours(
+def neighbour_rows(
     x: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1, reflect: bool = True
 ) -> list[Tensor]:
-    """The map at every offset of a k×k neighbourhood, row by row; views of one padded map.
+    """The map at every offset of a k×k neighbourhood, one row of offsets a tensor.
 
     Args:
         x: (B, ..., H, W).
@@ -49,28 +49,39 @@ def neighbours(
             where ``can_reflect``.
 
     Returns:
-        k² views (B, ..., ceil(H / stride), ceil(W / stride)).
+        k tensors (B, ..., k, ceil(H / stride), ceil(W / stride)), views of one padded map; of one
+        with k copies of each column where the call is written down.
     """
     size = x.shape[-2:]
     if not reflect and is_known(*size):
         _, stride, dilation = usable_window(size, kernel_size, stride, dilation)
     padded = _padded(x, dilation * (kernel_size // 2), reflect)
-    return shifts_of(padded, kernel_size, stride, dilation)
+    reach = dilation * (kernel_size - 1)
+    if is_written_down():
+        # A gather is one node, and serves any size in every exporter.
+        offset = torch.arange(kernel_size, device=x.device)[:, None] * dilation
+        start = torch.arange(ceil_div(size[1], stride), device=x.device) * stride
+        columns = padded[..., offset + start].transpose(-2, -3)
+    else:
+        columns = padded.unfold(-1, reach + 1, stride)[..., ::dilation].movedim(-1, -3)
+    return [columns[..., y, :] for y in _offsets(reach, stride, dilation)]
 
 
 def shifts_of(padded: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1) -> list[Tensor]:
     """Views of a padded map, (..., H, W), one for every offset of a window, row by row."""
-    reach = dilation * (kernel_size - 1)
-    # The end of a slice is counted from the end, where it is a number at any size.
-    slices = [
-        slice(start, start - reach or None, stride) for start in range(0, reach + 1, dilation)
-    ]
+    slices = _offsets(dilation * (kernel_size - 1), stride, dilation)
     rows = [padded[..., y, :] for y in slices]
     return [row[..., x] for row in rows for x in slices]
 
 
+def _offsets(reach: int, stride: int, dilation: int) -> list[slice]:
+    """Slices of a padded axis, one for every offset."""
+    # The end is counted from the end, where it is a number at any size.
+    return [slice(start, start - reach or None, stride) for start in range(0, reach + 1, dilation)]
+
+
 def _padded(x: Tensor, pad: int, reflect: bool) -> Tensor:
-    """(B, ..., H, W) with a border of ``pad`` pixels, as in ``neighbours``."""
+    """(B, ..., H, W) with a border of ``pad`` pixels, as in ``neighbour_rows``."""
     if reflect and not is_known(*x.shape[-2:]):
         return _gathered_border(x, pad)
     padded = F.pad(x.flatten(1, -3), (pad,) * 4, mode="reflect" if reflect else "constant")

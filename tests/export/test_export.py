@@ -32,7 +32,7 @@ def exported(model, x, **options):
     ids=str,
 )
 def test_layer_runs_at_any_size(name, options, sizes):
-    layer = OnMaps(name, **options)
+    layer = OnMaps.of(name, **options)
     program = exported(layer, layer.example(11, 10))
     assert not [node for node in program.graph.nodes if "acmix" in str(node.target)]
     assert_equal_at(program.module(), layer, sizes, layer.channels)
@@ -40,20 +40,20 @@ def test_layer_runs_at_any_size(name, options, sizes):
 
 @pytest.mark.parametrize("name", ["WindowACmix", "GlobalACmix"])
 def test_a_size_that_is_not_served_is_refused(name):
-    layer = OnMaps(name)
+    layer = OnMaps.of(name)
     program = exported(layer, layer.example(11, 10)).module()
     with pytest.raises(AssertionError, match="Guard failed"):
         program(layer.example(2, 2))
 
 
 def test_strict_export_runs_at_any_size():
-    layer = OnMaps("ACmix2d")
+    layer = OnMaps.of("ACmix2d")
     program = exported(layer, layer.example(11, 10), strict=True)
     assert_equal_at(program.module(), layer, SIZES, layer.channels)
 
 
 def test_example_of_fixed_size_keeps_the_tiles_of_that_size():
-    layer = OnMaps("ACmix2d")
+    layer = OnMaps.of("ACmix2d")
     x = layer.example(11, 10)
     fixed, free = torch.export.export(layer, (x,)), exported(layer, x)
     assert 3 * len(fixed.graph.nodes) < 2 * len(free.graph.nodes)
@@ -62,13 +62,13 @@ def test_example_of_fixed_size_keeps_the_tiles_of_that_size():
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_named_backend_is_refused(backend):
-    layer = OnMaps("ACmix2d", backend=backend)
+    layer = OnMaps.of("ACmix2d", backend=backend)
     with pytest.raises(acmix.errors.BackendError, match=f"{backend}: exported programs and traces"):
         torch.export.export(layer, (layer.example(11, 10),))
 
 
 def test_export_is_the_same_with_and_without_gradients():
-    layer = OnMaps("ACmix2d")
+    layer = OnMaps.of("ACmix2d")
     x = layer.example(11, 10)
     with torch.no_grad():
         without = exported(layer, x)

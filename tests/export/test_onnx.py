@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from acmix import PatchwiseACmix
 from exporting import (
     IMAGES,
     SIZES,
@@ -16,7 +17,6 @@ from exporting import (
 from families import FAMILIES
 from layers import LAYERS
 
-LONG = ("san", True)
 by_both = pytest.mark.parametrize(
     "dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "exported"]
 )
@@ -25,7 +25,7 @@ by_both = pytest.mark.parametrize(
 @by_both
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_runs_at_any_size(name, dynamo, tmp_path):
-    layer, path = OnMaps(name), tmp_path / "layer.onnx"
+    layer, path = OnMaps.of(name), tmp_path / "layer.onnx"
     to_onnx(layer, layer.example(11, 10), path, dynamo=dynamo)
     assert_equal_at(onnx_session(path), layer, SIZES, layer.channels)
 
@@ -37,7 +37,7 @@ def test_layer_runs_at_any_size(name, dynamo, tmp_path):
     ids=str,
 )
 def test_acmix2d_with_options_runs_at_any_size(options, dynamo, tmp_path):
-    layer, path = OnMaps("ACmix2d", **options), tmp_path / "layer.onnx"
+    layer, path = OnMaps.of("ACmix2d", **options), tmp_path / "layer.onnx"
     to_onnx(layer, layer.example(11, 10), path, dynamo=dynamo)
     assert_equal_at(onnx_session(path), layer, SIZES, layer.channels)
 
@@ -45,7 +45,7 @@ def test_acmix2d_with_options_runs_at_any_size(options, dynamo, tmp_path):
 @by_both
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_runs_in_half_precision(name, dynamo, tmp_path):
-    layer, path = OnMaps(name), tmp_path / "layer.onnx"
+    layer, path = OnMaps.of(name), tmp_path / "layer.onnx"
     x = layer.example(13, 9)
     expected = layer(x)
     layer = layer.half()
@@ -59,7 +59,7 @@ def test_layer_runs_in_half_precision(name, dynamo, tmp_path):
 
 @pytest.mark.slow
 def test_a_file_of_one_size_has_no_more_nodes_than_its_tiles_need(tmp_path):
-    layer = OnMaps("ACmix2d")
+    layer = OnMaps.of("ACmix2d")
     nodes = []
     for any_size in (False, True):
         path = tmp_path / f"{any_size}.onnx"
@@ -69,13 +69,17 @@ def test_a_file_of_one_size_has_no_more_nodes_than_its_tiles_need(tmp_path):
     assert nodes[1] <= 230
 
 
-# Exporting a program of SAN takes a quarter of an hour: it has a node for every neighbour.
+@pytest.mark.slow
+def test_a_neighbourhood_is_a_few_nodes(tmp_path):
+    layer, path = OnMaps(PatchwiseACmix(6, 16, 7)), tmp_path / "layer.onnx"
+    to_onnx(layer, layer.example(11, 10), path, dynamo=True)
+    assert nodes_of(path) <= 130  # of 49 neighbours
+
+
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "dynamo"),
-    [(name, dynamo) for name in FAMILIES for dynamo in (False, True) if (name, dynamo) != LONG],
-)
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_backbone_runs_at_any_size(name, dynamo, tmp_path):
     model, path = backbone(name), tmp_path / "backbone.onnx"
     to_onnx(model, torch.randn(2, 3, 96, 128), path, dynamo=dynamo)

@@ -12,10 +12,12 @@ from layers import LAYERS
 no_warning = pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
 
 
+@pytest.mark.parametrize("deployed", [False, True], ids=["trained", "deployed"])
 @pytest.mark.parametrize("name", LAYERS)
 @no_warning
-def test_layer_runs_at_other_sizes(name):
-    layer = OnMaps(name)
+def test_layer_runs_at_other_sizes(name, deployed):
+    layer = OnMaps.of(name)
+    layer = acmix.deploy(layer) if deployed else layer
     traced = torch.jit.trace(layer, layer.example(11, 10))
     assert "acmix::" not in str(traced.inlined_graph)
     assert_equal_at(traced, layer, SIZES, layer.channels)
@@ -33,14 +35,14 @@ def test_layer_runs_at_other_sizes(name):
 )
 @no_warning
 def test_acmix2d_with_options_runs_at_other_sizes(options):
-    layer = OnMaps("ACmix2d", **options)
+    layer = OnMaps.of("ACmix2d", **options)
     traced = torch.jit.trace(layer, layer.example(11, 10))
     assert_equal_at(traced, layer, SIZES, layer.channels)
 
 
 @no_warning
 def test_traced_layer_trains_as_the_layer():
-    layer = OnMaps("ACmix2d")
+    layer = OnMaps.of("ACmix2d")
     traced = torch.jit.trace(layer, layer.example(11, 10))
     x = layer.example(3, 9)
     grads = [
@@ -86,14 +88,14 @@ def test_a_size_that_is_a_number_is_kept_to():
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_named_backend_is_refused(backend):
-    layer = OnMaps("ACmix2d", backend=backend)
+    layer = OnMaps.of("ACmix2d", backend=backend)
     with pytest.raises(acmix.errors.BackendError, match=f"{backend}: exported programs and traces"):
         torch.jit.trace(layer, layer.example(11, 10))
 
 
 @no_warning
 def test_wrong_channels_are_named():
-    layer = OnMaps("ACmix2d")
+    layer = OnMaps.of("ACmix2d")
     with pytest.raises(acmix.InputError, match="input shape=.*give .B, 6, H, W."):
         torch.jit.trace(layer, torch.randn(2, 5, 9, 7))
 

@@ -8,7 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from acmix.checks import check_choice, check_odd, check_positive, has_shape, not_empty, require
 from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
 from acmix.fx import fx_leaf
-from acmix.geometry import can_reflect, neighbours
+from acmix.geometry import can_reflect, neighbour_rows
 from acmix.modules.baking import joined_projections
 from acmix.modules.base import ACmixBase
 from acmix.modules.children import (
@@ -18,7 +18,7 @@ from acmix.modules.children import (
     is_plain,
     project,
 )
-from acmix.tracing import addcmul, is_known
+from acmix.tracing import addcmul, is_known, is_written_down
 
 SAN_ATTENTIONS = ("patchwise", "pairwise")
 
@@ -137,22 +137,27 @@ class PatchwiseACmix(ACmixBase):
     def _patchwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W)."""
         norm, _, conv = self.conv_w[:3]
-        if is_plain(norm, nn.BatchNorm2d) and is_plain(conv, nn.Conv2d) and has_statistics(norm):
+        if (
+            is_plain(norm, nn.BatchNorm2d)
+            and is_plain(conv, nn.Conv2d)
+            and has_statistics(norm)
+            and not is_written_down()
+        ):
             hidden = self._patchwise_hidden(q, k, norm, conv)
         else:
-            # Batch statistics of every neighbour need them all at once.
+            # Batch statistics of every neighbour need them all at once; a graph has fewer nodes so.
             hidden = conv(norm(self._patches(q, k)).relu_())
         return self.conv_w[3:](hidden).unflatten(1, (self.shared, self.kernel_att**2))
 
-    def _shifted(self, k: Tensor) -> list[Tensor]:
-        """K at every offset of the neighbourhood, row by row, as views."""
+    def _rows(self, k: Tensor) -> list[Tensor]:
+        """K at every offset of the neighbourhood, (B, C / 4, k, H, W) for each row of offsets."""
         size = k.shape[-2:]
         reflect = not is_known(*size) or can_reflect(size, self.kernel_att // 2)
-        return neighbours(k, self.kernel_att, reflect=reflect)
+        return neighbour_rows(k, self.kernel_att, reflect=reflect)
 
     def _patches(self, q: Tensor, k: Tensor) -> Tensor:
         """Q channels, then k unfolded channel by channel, (B, (1 + k²) * C / 4, H, W)."""
-        return torch.cat([q, torch.stack(self._shifted(k), dim=2).flatten(1, 2)], dim=1)
+        return torch.cat([q, torch.cat(self._rows(k), dim=2).flatten(1, 2)], dim=1)
 
     def _patchwise_hidden(
         self, q: Tensor, k: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d
@@ -164,19 +169,18 @@ class PatchwiseACmix(ACmixBase):
         of_q, of_k = slice(None, sizes[0]), slice(sizes[0], None)
         scales, biases = (t[of_k].view(*sizes, 1, 1) for t in (scale, bias))
         weights = conv.weight[:, of_k].unflatten(1, sizes)
-        shifted = self._shifted(k)
 
         centre = addcmul(bias[of_q, None, None], q, scale[of_q, None, None])
         # A bias where the norm behind the convolution has been folded into it.
         hidden = F.conv2d(centre.relu_(), conv.weight[:, of_q], conv.bias)
-        for y in range(self.kernel_att):
-            row = [
-                addcmul(biases[:, y, x], shifted[y * self.kernel_att + x], scales[:, y, x])
+        for y, row in enumerate(self._rows(k)):
+            normed = [
+                addcmul(biases[:, y, x], row[:, :, x], scales[:, y, x])
                 for x in range(self.kernel_att)
             ]
             # Neighbours as the outer index here: channels last stays so.
             weight = weights[:, :, y].transpose(1, 2).flatten(1, 2)
-            hidden = hidden + F.conv2d(torch.cat(row, dim=1).relu_(), weight)
+            hidden = hidden + F.conv2d(torch.cat(normed, dim=1).relu_(), weight)
         return hidden
 
     def _fold(self) -> None:

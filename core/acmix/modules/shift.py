@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from acmix.checks import check_choice
 from acmix.geometry import one_hot_shifts
-from acmix.tracing import is_written_down
+from acmix.tracing import as_number, is_written_down
 
 SHIFT_MODES = ("tensor", "fixed", "random", "learnable")
 
@@ -58,7 +58,7 @@ class ShiftKernels(nn.Module):
     @property
     def inputs(self) -> int:
         """Maps that a group reads: the taps, or those that are folded into learned kernels."""
-        return self.weight.shape[1] if self.learnable else self.kernel_size**2
+        return as_number(self.weight.shape[1]) if self.learnable else self.kernel_size**2
 
     def forward(self, like: Tensor) -> Tensor:
         """The kernels; those that are not learnable are made here, in the kind of ``like``."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from acmix.geometry import neighbours
+from acmix.geometry import neighbour_rows
 
 
 def neighbourhood_difference(
@@ -14,6 +14,6 @@ def neighbourhood_difference(
     if dtype.itemsize == 2:
         # For the gradients, which sum k² numbers.
         a, b = a.float(), b.float()
-    centre = a[..., ::stride, ::stride]
-    shifted = neighbours(b, kernel_size, stride, dilation, reflect)
-    return torch.stack([(centre - x).to(dtype) for x in shifted], dim=2)
+    centre = a[..., None, ::stride, ::stride]
+    rows = neighbour_rows(b, kernel_size, stride, dilation, reflect)
+    return torch.cat([(centre - row).to(dtype) for row in rows], dim=2)

@@ -1,0 +1,87 @@
+"""Compilers, checkpointing, tracers and exporters over networks of others."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import acmix
+from exporting import OPEN, assert_equal_at, onnx_session, to_onnx
+from user_networks import NETWORKS, build_network, images
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SIZES = ((64, 96), (96, 64), (160, 128))
+# A compiler or exporter takes minutes for the larger ones.
+BY_TIME = [
+    pytest.param(name, marks=[pytest.mark.slow, *[pytest.mark.thorough] * (name != "csp")])
+    for name in NETWORKS
+]
+
+
+def step(network, run, x):
+    """Output and gradients of a training step."""
+    network.zero_grad()
+    out = run(x)
+    out.square().mean().backward()
+    return out.detach(), [p.grad for p in network.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", BY_TIME)
+def test_training_step_compiles(name):
+    torch._dynamo.reset()
+    # Statistics of a batch would be updated twice; ultralytics decodes boxes in evaluation.
+    network, x = build_network(name).double(), images(64).double()
+    compiled = torch.compile(network)
+    torch.testing.assert_close(
+        step(network, compiled, x), step(network, network, x), rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_activations_are_made_again(name, use_reentrant):
+    network, x = build_network(name), images(64).requires_grad_()
+    found = step(network, lambda x: checkpoint(network, x, use_reentrant=use_reentrant), x)
+    torch.testing.assert_close(found, step(network, network, x))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_precision_is_near(name):
+    network, x = build_network(name), images(64)
+    with torch.no_grad():
+        expected = network(x)
+        plain = torch.autocast("cpu", torch.bfloat16)
+        with plain:
+            found = network(x)
+    assert (found.float() - expected).norm() <= 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_trace_serves_other_sizes(name):
+    network = build_network(name)
+    traced = torch.jit.trace(network, torch.randn(2, 3, 64, 64), check_trace=False)
+    assert_equal_at(traced, network, SIZES[:2], tolerance=1e-3)
+
+
+@pytest.mark.parametrize("name", BY_TIME)
+def test_program_serves_other_sizes(name):
+    network = build_network(name)
+    program = torch.export.export(network, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(OPEN,))
+    assert not [node for node in program.graph.nodes if "acmix" in str(node.target)]
+    assert_equal_at(program.module(), network, SIZES)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
+@pytest.mark.parametrize("name", BY_TIME)
+def test_onnx_serves_other_sizes(name, dynamo, tmp_path):
+    network, path = build_network(name), tmp_path / "network.onnx"
+    to_onnx(network, torch.randn(2, 3, 64, 64), path, dynamo=dynamo)
+    assert_equal_at(onnx_session(path), network, SIZES)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_deployed_network_gives_the_same(name):
+    network, x = build_network(name), images(64)
+    with torch.no_grad():
+        expected = network(x)
+        found = acmix.deploy(network)(x)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
