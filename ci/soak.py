@@ -6,7 +6,6 @@ were saved.
 """
 
 import argparse
-import gc
 import os
 import random
 import resource
@@ -55,7 +54,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of moments, changes and operations")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    gc.freeze()  # MMEngine collects garbage for every data set, among all that is imported
     for part in (kill, fuzz):
         if args.only in (None, part.__name__):
             with tempfile.TemporaryDirectory() as folder:

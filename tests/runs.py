@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from mmengine.config import Config, config
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 
@@ -19,10 +19,6 @@ DIGITS = ROOT / "swin" / "configs" / "acmix-swin-nano_1xb64_digits-32px.py"
 # Every source of randomness that a recipe of ours has, on 20 images: three batches an epoch.
 MIXUP = dict(_delete_=True, augments=[dict(type="Mixup", alpha=0.8)])
 EMA = [dict(type="EMAHook", momentum=0.05, priority="ABOVE_NORMAL")]
-
-
-# MMEngine lays out the text of the config for every checkpoint, which is most of such a run's time.
-config.FormatCode = lambda text, **style: (text, True)
 
 
 class Stopped(Exception):
