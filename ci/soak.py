@@ -38,6 +38,7 @@ from runs import (  # noqa: E402
     resume,
     run,
     tiny_config,
+    unformatted_configs,
 )
 
 LAST = "epoch_2.pth"
@@ -48,7 +49,7 @@ def main() -> None:
     """Run both parts and print what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10, help="kills at random moments")
-    parser.add_argument("--operations", type=int, default=12, help="check every n-th file operation")
+    parser.add_argument("--operations", type=int, default=12, help="kill at every n-th")
     parser.add_argument("--files", type=int, default=30, help="changed files")
     parser.add_argument("--only", choices=["kill", "fuzz"], help="one of the two parts")
     parser.add_argument("--seed", type=int, default=0, help="of moments, changes and operations")
@@ -107,7 +108,8 @@ def fuzz(folder: Path, args: argparse.Namespace) -> None:
         path = folder / f"{number}.pth"
         path.write_bytes(content)
         for door, enter in doors.items():
-            outcomes[door, in_a_child(door, name, path, enter, weights)] += 1
+            with unformatted_configs():
+                outcomes[door, in_a_child(door, name, path, enter, weights)] += 1
         path.unlink()
     for (door, outcome), count in sorted(outcomes.items()):
         print(f"{door}: {count} {outcome}")

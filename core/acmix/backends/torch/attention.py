@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.backends.torch import any_size, by_offset
+from acmix.backends.torch import any_size, by_row
 from acmix.geometry import can_reflect, ceil_div, output_size, usable_window
 from acmix.tracing import is_known
 
@@ -40,9 +40,7 @@ def sliding_window_attention(
     if not is_known(*q.shape[-2:]):
         return any_size.sliding_window_attention(q, k, v, **window)
     out = _in_tiles(q, k, v, **window)
-    return (
-        by_offset.sliding_window_attention(q, k, v, **window) if by_offset.is_needed(out) else out
-    )
+    return by_row.sliding_window_attention(q, k, v, **window) if by_row.is_needed(out) else out
 
 
 def _in_tiles(

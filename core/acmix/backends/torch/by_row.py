@@ -1,4 +1,4 @@
-"""Sliding window attention offset by offset, in which no pixel reaches further than its window.
+"""Sliding window attention by rows of the window, in which no pixel reaches further than its window.
 
 A tile multiplies keys outside a query's window by zero, and zero times NaN is NaN: one in the maps
 spreads over all tiles that read it, in the output and again in the gradient. Here only the window
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from acmix.backends.derivatives import is_transformed
 from acmix.backends.torch.aggregation import neighbourhood_aggregation
-from acmix.geometry import can_reflect, neighbours, usable_window
+from acmix.geometry import can_reflect, neighbour_rows, usable_window
 from acmix.tracing import is_written_down
 
 
@@ -40,14 +40,14 @@ def sliding_window_attention(
         kernel_size, stride, dilation = usable_window(size, kernel_size, stride, dilation)
 
     def around(x: Tensor) -> list[Tensor]:
-        return neighbours(x, kernel_size, stride, dilation, reflect)
+        return neighbour_rows(x, kernel_size, stride, dilation, reflect)
 
-    query = q[..., ::stride, ::stride] * q.shape[1] ** -0.5
+    query = q[..., None, ::stride, ::stride] * q.shape[1] ** -0.5
     logits = [
-        (query * key).sum(dim=1).masked_fill(inside[:, 0] == 0, float("-inf"))
-        for key, inside in zip(around(k), around(q.new_ones(1, 1, *size)), strict=True)
+        (query * keys).sum(dim=1).masked_fill(inside[:, 0] == 0, float("-inf"))
+        for keys, inside in zip(around(k), around(q.new_ones(1, 1, *size)), strict=True)
     ]
-    weights = torch.stack(logits, dim=1).softmax(dim=1).unsqueeze(1)
+    weights = torch.cat(logits, dim=1).softmax(dim=1).unsqueeze(1)
     out = neighbourhood_aggregation(
         v, weights, kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect
     )
