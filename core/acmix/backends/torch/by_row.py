@@ -1,8 +1,8 @@
-"""Sliding window attention by rows of the window, in which no pixel reaches further than its window.
+"""Sliding window attention by rows of the window, where no pixel reaches further than its window.
 
 A tile multiplies keys outside a query's window by zero, and zero times NaN is NaN: one in the maps
 spreads over all tiles that read it, in the output and again in the gradient. Here only the window
-is read, which takes three times as long.
+is read, which takes several times as long.
 """
 
 import torch
