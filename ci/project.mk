@@ -3,24 +3,45 @@ include $(dir $(lastword $(MAKEFILE_LIST)))venv.mk
 
 CONFIG ?= $(DEFAULT_CONFIG)
 GPUS ?= 1
+NNODES ?= 1
+MASTER_PORT ?= 29500
+MAX_RESTARTS ?= 0
 # A path may be given from this folder or from where make was called.
 find = $(firstword $(wildcard $(1) $(PWD)/$(1)) $(1))
 several := $(filter-out 0 1,$(GPUS))
-run = $(PY) $(if $(several),-m torch.distributed.run --standalone --nproc_per_node=$(GPUS))
-launcher = $(if $(several),--launcher pytorch)
+machines := $(filter-out 1,$(NNODES))
+restarts := $(filter-out 0,$(MAX_RESTARTS))
+launched := $(or $(several),$(machines),$(restarts))
+# Machines get the ranks that the user gave them; those that may come back meet each time anew.
+fixed = --node_rank=$(NODE_RANK) --master_addr=$(MASTER_ADDR) --master_port=$(MASTER_PORT)
+elastic = --rdzv_backend=c10d --rdzv_endpoint=$(MASTER_ADDR):$(MASTER_PORT) \
+  --rdzv_conf=is_host=$(if $(filter 0,$(NODE_RANK)),1,0)
+meeting = $(if $(machines),--nnodes=$(NNODES) $(if $(restarts),$(elastic),$(fixed)),--standalone)
+torchrun = -m torch.distributed.run $(meeting) --nproc_per_node=$(or $(several),1) \
+  $(if $(restarts),--max_restarts=$(MAX_RESTARTS))
+# A store of its own for every start: in a shared one, workers would find their dead predecessors.
+run = $(if $(restarts),TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) $(PY) $(if $(launched),$(torchrun))
+launcher = $(if $(launched),--launcher pytorch)
 data = $(if $(DATA_ROOT),--cfg-options data_root=$(abspath $(call find,$(DATA_ROOT))))
 
-.PHONY: help install train test
+.PHONY: help install train test check-launch
 help:
 	@echo "make train [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='--resume ...']"
 	@echo "make test CHECKPOINT=... [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='...']"
 	@echo "Without CONFIG: $(DEFAULT_CONFIG), a small model on embedded data."
+	@echo "On each of several machines: NNODES=2 NODE_RANK=0 MASTER_ADDR=host [MASTER_PORT=29500]"
+	@echo "MAX_RESTARTS=3: start the processes again when one of them ends early"
 
 install: $(INSTALLED)
 
-train: $(INSTALLED)
+check-launch:
+	@$(PYTHON) $(ROOT)/ci/check_launch.py 'GPUS=$(GPUS)' 'NNODES=$(NNODES)' \
+	  'NODE_RANK=$(NODE_RANK)' 'MASTER_ADDR=$(MASTER_ADDR)' 'MASTER_PORT=$(MASTER_PORT)' \
+	  'MAX_RESTARTS=$(MAX_RESTARTS)'
+
+train: check-launch $(INSTALLED)
 	$(run) tools/train.py $(call find,$(CONFIG)) $(launcher) $(data) $(ARGS)
 
-test: $(INSTALLED)
+test: check-launch $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
 	$(run) tools/test.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(launcher) $(data) $(ARGS)

@@ -1,4 +1,4 @@
-"""Runs in a process of their own that SIGKILL ends: at a moment, or at a file operation."""
+"""Runs in processes of their own that SIGKILL ends: at a moment, or at a file operation."""
 
 import os
 import random
@@ -7,8 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from runs import run
 
@@ -60,6 +63,26 @@ class KillAtRandom:
             os.kill(os.getpid(), signal.SIGKILL)
 
         threading.Thread(target=kill, daemon=True).start()
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Kills the last process of a run before an iteration, once.
+
+    Args:
+        iteration: Number of the iteration, from 0 on.
+        trace: A file that says that it was done.
+    """
+
+    def __init__(self, iteration: int, trace: str) -> None:
+        self.iteration, self.trace = iteration, Path(trace)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Kill this process, if it is time."""
+        is_last = runner.rank == runner.world_size - 1
+        if is_last and runner.iter == self.iteration and not self.trace.exists():
+            self.trace.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_until_killed(cfg: Config, kill: Callable[[Config], None]) -> bool:

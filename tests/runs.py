@@ -1,5 +1,6 @@
 """Small training runs within the test's own process."""
 
+import itertools
 import shutil
 from contextlib import suppress
 from copy import deepcopy
@@ -19,6 +20,7 @@ DIGITS = ROOT / "swin" / "configs" / "acmix-swin-nano_1xb64_digits-32px.py"
 # Every source of randomness that a recipe of ours has, on 20 images: three batches an epoch.
 MIXUP = dict(_delete_=True, augments=[dict(type="Mixup", alpha=0.8)])
 EMA = [dict(type="EMAHook", momentum=0.05, priority="ABOVE_NORMAL")]
+_numbers = itertools.count()
 
 
 class Stopped(Exception):
@@ -84,6 +86,8 @@ def unformatted_configs():
 
 def run(cfg: Config, *hooks: Hook) -> ACmixRunner:
     """Train, and give the runner back; also when a ``StopHook`` stopped it."""
+    # MMEngine gives runs of one name that start in the same second one message hub.
+    cfg.experiment_name = f"run_{next(_numbers)}"
     with DefaultScope.overwrite_default_scope("mmengine"), unformatted_configs():
         runner = QuickRunner.from_cfg(cfg)
         for hook in hooks:

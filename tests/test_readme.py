@@ -12,10 +12,15 @@ from support import ROOT
 
 FOLDERS = [
     ROOT / name
-    for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/your-network", "docs/train")
+    for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/train", "docs/your-network")
 ]
 # What a page about it may ask for.
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
+# What make may be given.
+SETTINGS = {
+    *("CONFIG", "CHECKPOINT", "DATA_ROOT", "ARGS"),
+    *("GPUS", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS"),
+}
 PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
 
 
@@ -58,7 +63,12 @@ def test_snippet_runs(path, snippet, output, tmp_path):
 
 @pytest.mark.parametrize(("folder", "words"), commands())
 def test_command_names_what_exists(folder, words):
-    checks = {"make": check_make, "pip": check_pip, ".venv/bin/python": check_tool}
+    checks = {
+        "make": check_make,
+        "pip": check_pip,
+        "sbatch": check_batch,
+        ".venv/bin/python": check_tool,
+    }
     checks[words[0]](folder, words[1:])
 
 
@@ -70,9 +80,20 @@ def check_make(folder, words):
     )
     assert dry.returncode == 0, dry.stderr
     settings = dict(word.split("=", 1) for word in words if "=" in word)
-    assert settings.keys() <= {"CONFIG", "CHECKPOINT", "DATA_ROOT", "GPUS", "ARGS"}
+    assert settings.keys() <= SETTINGS
     if "CONFIG" in settings:
         assert (folder / settings["CONFIG"]).is_file()
+    if "train" in words:
+        command = ["make", "check-launch", *(word for word in words if "=" in word)]
+        subprocess.run(command, cwd=folder, check=True)
+        parsers.train_parser().parse_args(["config", *shlex.split(settings.get("ARGS", ""))])
+
+
+def check_batch(folder, words):
+    script, project, config, *flags = words
+    assert (folder / script).is_file()
+    assert (folder / project / config).is_file()
+    parsers.train_parser().parse_args([config, *flags])
 
 
 def check_pip(folder, words):

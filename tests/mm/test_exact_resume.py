@@ -49,6 +49,15 @@ def test_a_run_stopped_in_its_second_epoch_ends_as_a_whole_one(tmp_path):
     assert_same_end(tmp_path / "halves", tmp_path / "whole", "epoch_2.pth")
 
 
+@pytest.mark.parametrize(("batch", "iterations"), [(4, 5), (20, 1)])
+def test_other_batches_move_the_schedule_and_are_named(batch, iterations, tmp_path):
+    run(tiny_config(tmp_path, **{"train_cfg.max_epochs": 1}))
+    resume(tiny_config(tmp_path, **{"train_dataloader.batch_size": batch}))
+    logs = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
+    assert logs.count("keep train_dataloader.batch_size times the number of processes as it") == 1
+    assert f"iteration 3 is not in epoch 2 now, as an epoch has {iterations} iterations;" in logs
+
+
 ITERATIONS = {
     "train_cfg": dict(
         _delete_=True, type="IterBasedTrainLoop", max_iters=6, val_interval=3, val_begin=1

@@ -14,6 +14,7 @@ from acmix.mm import cli
 from acmix.mm.explain import unwritable
 from acmix.mm.parsers import train_parser
 from acmix.mm.runner import ACmixRunner
+from acmix.mm.settings import apply_train_flags, load_config
 from runs import run, tiny_config
 from support import ROOT
 
@@ -205,9 +206,43 @@ def test_what_needs_a_gpu_is_refused_without_one(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = ["--cfg-options", "optim_wrapper.type=AmpOptimWrapper"]
     assert "needs a GPU" in message(cli.train, DIGITS, *options, capsys=capsys)
-    options = ["--cfg-options", "model_wrapper_cfg.type=MMFullyShardedDataParallel"]
-    text = message(cli.train, DIGITS, *options, capsys=capsys)
-    assert text.startswith("model_wrapper_cfg.type=MMFullyShardedDataParallel: sharding a model")
+    text = message(cli.train, DIGITS, "--cfg-options", "sync_bn=mmcv", capsys=capsys)
+    assert text == "sync_bn=mmcv: mmcv's layer needs a GPU; give sync_bn=torch"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "strategy.type=FSDPStrategy",
+        "model_wrapper_cfg.type=MMFullyShardedDataParallel",
+        "optim_wrapper.type=DeepSpeedOptimWrapper",
+        "optim_wrapper.optimizer.type=ZeroRedundancyOptimizer",
+    ],
+)
+def test_sharding_is_refused(option, capsys):
+    text = message(cli.train, DIGITS, "--cfg-options", option, capsys=capsys)
+    assert text.startswith(f"{option}: sharding a model or its optimiser is not supported, as")
+
+
+def test_a_name_of_no_synchronised_batch_norm(capsys):
+    text = message(cli.train, DIGITS, "--cfg-options", "sync_bn=yes", capsys=capsys)
+    assert text == "sync_bn=yes: choose from torch, mmcv"
+
+
+def test_a_learning_rate_that_is_for_no_known_batch(capsys):
+    text = message(cli.train, DIGITS, "--auto-scale-lr", capsys=capsys)
+    assert text == (
+        "--auto-scale-lr: the config does not say which batch size its learning rate is for; "
+        "add --cfg-options auto_scale_lr.base_batch_size=..."
+    )
+
+
+def test_the_flag_scales_the_learning_rate():
+    option = "auto_scale_lr.base_batch_size=32"
+    args = train_parser().parse_args([DIGITS, "--auto-scale-lr", "--cfg-options", option])
+    cfg = load_config(SWIN, args)
+    apply_train_flags(cfg, args)
+    assert cfg.auto_scale_lr == dict(base_batch_size=32, enable=True)
 
 
 @pytest.mark.parametrize("number", [errno.EFBIG, errno.EROFS, errno.EIO])

@@ -33,12 +33,37 @@ def check_device(cfg: Config) -> None:
             "optim_wrapper.type=AmpOptimWrapper: mixed precision training needs a GPU; leave "
             "--amp out, or set optim_wrapper.type=OptimWrapper"
         )
-    wrapper = str((cfg.get("model_wrapper_cfg") or {}).get("type"))
-    if "FullyShardedDataParallel" in wrapper:
-        raise InputError(
-            f"model_wrapper_cfg.type={wrapper}: sharding a model needs GPUs; leave it out, and the "
-            "processes train copies of the model"
-        )
+    if cfg.get("sync_bn") == "mmcv":
+        raise InputError("sync_bn=mmcv: mmcv's layer needs a GPU; give sync_bn=torch")
+
+
+def check_sync_bn(cfg: Config) -> None:
+    """Refuse a name that no layer for synchronised batch statistics has."""
+    if cfg.get("sync_bn") not in (None, "torch", "mmcv"):
+        raise InputError(f"sync_bn={cfg.sync_bn}: choose from torch, mmcv")
+
+
+def check_sharding(cfg: Config) -> None:
+    """Refuse to spread a model or its optimiser over the processes.
+
+    The first process checks and writes the whole checkpoint: it would have a part of it only, or
+    wait for the others.
+    """
+    wrapper, optimizer = cfg.get("model_wrapper_cfg") or {}, cfg.optim_wrapper
+    settings = {
+        "strategy.type": (cfg.get("strategy") or {}).get("type"),
+        "model_wrapper_cfg.type": wrapper.get("type"),
+        "optim_wrapper.type": optimizer.get("type"),
+        "optim_wrapper.optimizer.type": (optimizer.get("optimizer") or {}).get("type"),
+    }
+    for name, value in settings.items():
+        if re.search("FullyShard|FSDP|ZeroRedundancy|DeepSpeed|ColossalAI", str(value)):
+            raise InputError(
+                f"{name}={value}: sharding a model or its optimiser is not supported, as "
+                "checkpoints are written whole by one process; leave it out, and save memory with "
+                "--amp, model.backbone.with_cp=True, or smaller batches and "
+                "optim_wrapper.accumulative_counts"
+            )
 
 
 def check_work_dir(cfg: Config) -> None:

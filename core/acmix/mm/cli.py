@@ -16,7 +16,9 @@ from acmix.mm.checks import (
     check_data_folders,
     check_device,
     check_out,
+    check_sharding,
     check_start,
+    check_sync_bn,
     check_work_dir,
 )
 from acmix.mm.explain import input_errors_explained
@@ -45,6 +47,8 @@ def train(project: Path, argv: Sequence[str] | None = None) -> None:
     cfg = load_config(project, args)
     apply_train_flags(cfg, args)
     check_start(cfg)
+    check_sharding(cfg)
+    check_sync_bn(cfg)
     check_device(cfg)
     loaders = ("train_dataloader", "val_dataloader")
     check_data_folders(cfg, loaders)

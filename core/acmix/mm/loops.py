@@ -13,11 +13,15 @@ from acmix.mm.loaders import SeededBatches, start_pass
 class ResumableEpochLoop(EpochBasedTrainLoop):
     """Epochs that can be resumed in their middle."""
 
+    @property
+    def batches_done(self) -> int | None:
+        """Batches of this epoch that are behind it; ``None`` after epochs of another length."""
+        done = self._iter - self._epoch * len(self.dataloader)
+        return done if 0 <= done <= len(self.dataloader) else None
+
     def run_epoch(self) -> None:
         """One epoch, or what a stopped run left of it."""
-        done = self._iter - self._epoch * len(self.dataloader)
-        if not 0 <= done <= len(self.dataloader):  # of a run with other batches
-            done = 0
+        done = self.batches_done or 0
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         start_pass(self.dataloader, self._epoch, skip=done)

@@ -5,6 +5,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
 from acmix.mm.loaders import start_pass
+from acmix.mm.loops import ResumableEpochLoop
 from acmix.mm.process_state import set_process_state
 
 
@@ -26,6 +27,14 @@ class ResumeHook(Hook):
             runner.logger.warning(
                 f"{runner.resumed_from}: holds the random state of {len(processes)} processes, and "
                 f"this run has {runner.world_size}; it goes on, but not exactly as it would have"
+            )
+        loop = runner.train_loop
+        if isinstance(loop, ResumableEpochLoop) and loop.batches_done is None:
+            runner.logger.warning(
+                f"{runner.resumed_from}: iteration {loop.iter} is not in epoch {loop.epoch + 1} "
+                f"now, as an epoch has {len(loop.dataloader)} iterations; schedules that count "
+                "iterations go on from another place, so keep train_dataloader.batch_size times "
+                "the number of processes as it was"
             )
         if not resumed["meta"]["validated"] and _is_validated_now(runner):
             runner.logger.info("Repeating the validation that the stopped run did not finish")

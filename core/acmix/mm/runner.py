@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import all_gather_object, broadcast_object_list, is_distributed
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -20,12 +21,14 @@ from acmix.mm.classes import ClassesHook
 from acmix.mm.explain import unwritable
 from acmix.mm.files import whole_file
 from acmix.mm.finite import FiniteHook
+from acmix.mm.launch import LaunchRecord, launcher
 from acmix.mm.loaders import repeatable
 from acmix.mm.plain import PlainCheckpointHook
 from acmix.mm.process_state import process_state, unwrapped
 from acmix.mm.read import read_anywhere
 from acmix.mm.resume_hook import ResumeHook
 from acmix.mm.saved_settings import fit_optimizer, fit_schedulers
+from acmix.mm.sync_batchnorm import synchronise
 from acmix.mm.weights import load_weights
 
 # What stands in for parts of MMEngine, by their names there.
@@ -60,11 +63,14 @@ class ACmixRunner(Runner):
     def train(self) -> nn.Module:
         """Train, from the beginning or from where the run stopped.
 
+        Processes that torchrun started again go on from what this launch saved last.
+
         Raises:
             CheckpointError: The run is to go on, and none of its checkpoints can be read.
         """
-        if self._resume:
-            self._choose_checkpoint()
+        launchers = [name for name in all_gather_object(launcher()) if name is not None]
+        if self._resume or launchers:
+            self._choose_checkpoint(launchers)
         try:
             return super().train()
         except OSError as error:
@@ -194,14 +200,32 @@ class ACmixRunner(Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes, also those without a GPU.
-
-        Batch statistics are then each process's own, as torch synchronises them on GPUs only.
-        """
+        """Wrap the model for several processes, also those without a GPU."""
         if torch.cuda.is_available() or not self.distributed or model_wrapper_cfg is not None:
             return super().wrap_model(model_wrapper_cfg, model)
-        model = revert_sync_batchnorm(model)
-        return MMDistributedDataParallel(model, broadcast_buffers=False)
+        synchronise(model, ordinary=self.cfg.get("sync_bn") is not None)
+        return MMDistributedDataParallel(
+            model,
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+        )
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scale learning rates with the samples of a step, accumulated ones included."""
+        if auto_scale_lr is None or not auto_scale_lr.get("enable"):
+            return
+        loader, several = self._train_dataloader, isinstance(optim_wrapper, OptimWrapperDict)
+        size = loader["batch_size"] if isinstance(loader, dict) else loader.batch_size
+        for wrapper in optim_wrapper.values() if several else [optim_wrapper]:
+            count, base = wrapper._accumulative_counts, auto_scale_lr["base_batch_size"]
+            samples = self.world_size * size * count
+            for group in wrapper.param_groups:
+                group["lr"] *= samples / base
+            self.logger.info(
+                f"Learning rates are multiplied by {samples / base:g}: they are for {base} "
+                f"samples, and a step has {samples} ({size} x {self.world_size} processes x "
+                f"{count} batches)"
+            )
 
     def _call_load_hooks(self, taken: dict, filename: str) -> None:
         try:
@@ -211,22 +235,32 @@ class ACmixRunner(Runner):
                 f"{filename}: its averaged weights are of another model; give one of this model"
             ) from error
 
-    def _choose_checkpoint(self) -> None:
-        """Find and read what the run goes on from."""
+    def _choose_checkpoint(self, launchers: list[str]) -> None:
+        """Find and read what the run goes on from, if it does."""
         # The first process chooses, as the others might see the files at another moment.
         choice: list = [None, None]
         if self.rank == 0:
             try:
-                choice[0] = self._first_intact()
+                choice[0] = self._newest_of_launch(launchers) if launchers else None
+                if choice[0] is None and self._resume:
+                    choice[0] = self._first_intact()
             except InputError as error:
                 choice[1] = error
         broadcast_object_list(choice)
         path, problem = choice
         if problem is not None:
             raise problem
-        self.logger.info(f"Resuming from {path}" if path else "Nothing to resume: a fresh start")
         if path is None:
+            if self._resume:
+                self.logger.info("Nothing to resume: a fresh start")
             return
+        if "://" not in path and not Path(path).is_file():
+            raise InputError(
+                f"{path}: not there for process {self.rank}; let work_dir be a folder that all "
+                "machines share"
+            )
+        self.logger.info(f"Resuming from {path}")
+        self._resume = True
         if self.resumed_state is None:
             self._admit(path)
 
@@ -244,9 +278,24 @@ class ACmixRunner(Runner):
         """The given checkpoint, or the newest of the run's folder that can be read."""
         if self._load_from is not None:
             return str(self._load_from)
+        return self._newest(self._candidates())
+
+    def _newest_of_launch(self, launchers: list[str]) -> str | None:
+        """The newest checkpoint that this launch wrote before its processes were started again."""
+        candidates = self._candidates()
+        written = LaunchRecord(Path(self.work_dir)).enter(launchers, candidates)
+        if written is None:
+            return None
+        return self._newest([path for path in candidates if path.name in written])
+
+    def _candidates(self) -> list[Path]:
         hook = next((h for h in self.hooks if isinstance(h, SafeCheckpointHook)), None)
+        return hook.candidates(self) if hook else []
+
+    def _newest(self, candidates: list[Path]) -> str | None:
+        """The first of these that can be read; the others are named in the log."""
         refused = []
-        for path in hook.candidates(self) if hook else ():
+        for path in candidates:
             try:
                 self._admit(path)
             except InputError as error:

@@ -47,7 +47,11 @@ def load_config(project: Path, args: argparse.Namespace) -> Config:
 
 
 def apply_train_flags(cfg: Config, args: argparse.Namespace) -> None:
-    """Validation, mixed precision, resuming and the learning rate."""
+    """Validation, mixed precision, resuming and the learning rate.
+
+    Raises:
+        InputError: The learning rate is to be scaled, and the config has no batch size for it.
+    """
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
@@ -57,6 +61,11 @@ def apply_train_flags(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     if args.auto_scale_lr:
+        if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+            raise InputError(
+                "--auto-scale-lr: the config does not say which batch size its learning rate is "
+                "for; add --cfg-options auto_scale_lr.base_batch_size=..."
+            )
         cfg.auto_scale_lr.enable = True
 
 

@@ -1,0 +1,48 @@
+"""Several processes on this machine that compute together, as forks of the test's own."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def together(count: int, meeting: Path | str, function: Callable[[int], None]) -> None:
+    """Call ``function(rank)`` in every one of ``count`` processes that talk through gloo.
+
+    Args:
+        count: Number of processes.
+        meeting: A file that doesn't exist yet, where they meet.
+        function: What each of them does.
+
+    Raises:
+        AssertionError: One of them failed; its traceback is on stderr.
+    """
+    fork = multiprocessing.get_context("fork").Process
+    processes = [
+        fork(target=_run, args=(rank, count, meeting, function), daemon=True)
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    running = list(processes)
+    while running:
+        wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+        if any(process.exitcode for process in processes):
+            for process in running:
+                process.kill()
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes), "a process failed, see above"
+
+
+def _run(rank: int, count: int, meeting: Path | str, function: Callable[[int], None]) -> None:
+    os.environ.update(CUDA_VISIBLE_DEVICES="", LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=count)
+    function(rank)
+    dist.destroy_process_group()
