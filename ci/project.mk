@@ -24,10 +24,11 @@ run = $(if $(restarts),TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) $(PY) $(if $(launch
 launcher = $(if $(launched),--launcher pytorch)
 data = $(if $(DATA_ROOT),--cfg-options data_root=$(abspath $(call find,$(DATA_ROOT))))
 
-.PHONY: help install train test check-launch
+.PHONY: help install train test export check-launch
 help:
 	@echo "make train [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='--resume ...']"
 	@echo "make test CHECKPOINT=... [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='...']"
+	@echo "make export CHECKPOINT=... OUT=file.onnx [CONFIG=configs/...py] [ARGS='--dynamic ...']"
 	@echo "Without CONFIG: $(DEFAULT_CONFIG), a small model on embedded data."
 	@echo "On each of several machines: NNODES=2 NODE_RANK=0 MASTER_ADDR=host [MASTER_PORT=29500]"
 	@echo "MAX_RESTARTS=3: start the processes again when one of them ends early"
@@ -45,3 +46,9 @@ train: check-launch $(INSTALLED)
 test: check-launch $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
 	$(run) tools/test.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(launcher) $(data) $(ARGS)
+
+# A file name is taken from where make was called.
+export: $(INSTALLED)
+	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
+	@test -n "$(OUT)" || { echo "error: OUT is empty; give OUT=file.onnx, .pt2 or .pt" >&2; exit 2; }
+	$(PY) tools/export.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(if $(filter /%,$(OUT)),,$(PWD)/)$(OUT) $(ARGS)

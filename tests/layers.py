@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from acmix import ACmix2d, GlobalACmix, PatchwiseACmix, WindowACmix
+from acmix import ACmix2d, GlobalACmix, VectorACmix, WindowACmix
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ LAYERS = {
         lambda **options: WindowACmix(8, (4, 3), 2, **options),
         lambda batch, height, width: (torch.randn(batch, height, width, 8),),
     ),
-    "patchwise": Layer(lambda **options: PatchwiseACmix(6, 16, 3, **options), _images),
+    "patchwise": Layer(lambda **options: VectorACmix(6, 16, 3, **options), _images),
     "pairwise": Layer(
-        lambda **options: PatchwiseACmix(6, 16, 3, attention="pairwise", **options), _images
+        lambda **options: VectorACmix(6, 16, 3, attention="pairwise", **options), _images
     ),
     "GlobalACmix": Layer(
         lambda **options: GlobalACmix(8, 2, sr_ratio=2, **options),

@@ -1,5 +1,7 @@
 """The contract of every backbone, family by family."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -147,6 +149,30 @@ def test_norm_eval_stops_batch_statistics(family):
     backbone = family.build(norm_eval=True).train()
     norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(not m.training for m in norms)
+
+
+def test_layer_wise_decay_reaches_every_block_once(family):
+    backbone = family.build()
+    named = {
+        f"backbone.{n}": backbone.get_layer_depth(f"backbone.{n}", "backbone.")
+        for n, _ in backbone.named_parameters()
+    }
+    head, count = backbone.get_layer_depth("head.fc.weight", "backbone.")
+    assert head == count - 1
+    assert {number for _, number in named.values()} == {count}
+    depths = [depth for depth, _ in named.values()]
+    blocks = [m for m in backbone.modules() if isinstance(m, ACmixBase)]
+    # A stem, every block, and what follows them.
+    assert count == len(blocks) + 2
+    assert set(depths) | {count - 1} == set(range(count))
+    # A block is one layer, whose number grows with its place.
+    layers = {}
+    for name, (depth, _) in named.items():
+        if match := re.match(r".*?(layer|block|stages)\D*(\d+)\D+(\d+)\.", name):
+            layers.setdefault((int(match[2]), int(match[3])), set()).add(depth)
+    assert all(len(found) == 1 for found in layers.values())
+    order = [min(layers[place]) for place in sorted(layers)]
+    assert order == sorted(set(order)) == list(range(1, count - 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

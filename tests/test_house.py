@@ -18,11 +18,12 @@ FLOORS = (
     ("acmix.backends",),
     ("acmix.functional",),
     ("acmix.modules",),
-    ("acmix.digests", "acmix.reading_cost"),
+    ("acmix.digests", "acmix.reading_cost", "acmix.safetensors_files"),
     ("acmix.checkpoint", "acmix.complexity", "acmix.report", "acmix.warm_start"),
     ("acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
     ("acmix",),
     ("acmix.info", "acmix.mm"),
+    ("acmix.convert",),
     ("acmix_pvt", "acmix_resnet", "acmix_san", "acmix_swin"),
     ("tools",),
 )

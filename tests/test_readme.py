@@ -1,5 +1,6 @@
 """What the pages tell users to type: snippets run, commands name what exists."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -12,13 +13,16 @@ from support import ROOT
 
 FOLDERS = [
     ROOT / name
-    for name in ("", "core", "resnet", "san", "pvt", "swin", "docs/train", "docs/your-network")
+    for name in (
+        *("", "core", "resnet", "san", "pvt", "swin"),
+        *("docs", "docs/train", "docs/your-network"),
+    )
 ]
 # What a page about it may ask for.
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
 # What make may be given.
 SETTINGS = {
-    *("CONFIG", "CHECKPOINT", "DATA_ROOT", "ARGS"),
+    *("CONFIG", "CHECKPOINT", "DATA_ROOT", "ARGS", "OUT"),
     *("GPUS", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS"),
 }
 PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
@@ -87,6 +91,9 @@ def check_make(folder, words):
         command = ["make", "check-launch", *(word for word in words if "=" in word)]
         subprocess.run(command, cwd=folder, check=True)
         parsers.train_parser().parse_args(["config", *shlex.split(settings.get("ARGS", ""))])
+    if "export" in words:
+        files = ["config", settings["CHECKPOINT"], settings["OUT"]]
+        parsers.export_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
 
 
 def check_batch(folder, words):
@@ -102,6 +109,9 @@ def check_pip(folder, words):
 
 
 def check_tool(folder, words):
+    if words[0] == "-m":
+        assert importlib.util.find_spec(words[1])
+        return
     script, config = ROOT / words[0], words[1]
     assert script.is_file()
     assert (script.parents[1] / config).is_file()

@@ -3,6 +3,8 @@
 "On the Integration of Self-Attention and Convolution", CVPR 2022, arXiv 2111.14556.
 """
 
+from typing import TYPE_CHECKING
+
 from acmix.checkpoint import load_released
 from acmix.deploy import deploy, fuse_norm
 from acmix.dropin import apply_replacements, replace_convolutions
@@ -21,9 +23,10 @@ from acmix.modules import (
     ACmix,
     ACmix2d,
     GlobalACmix,
-    PatchwiseACmix,
+    VectorACmix,
     WindowACmix,
 )
+from acmix.modules.neighbourhood import renamed
 from acmix.report import Replacement
 
 __version__ = "0.1.0"
@@ -36,9 +39,9 @@ __all__ = [
     "GlobalACmix",
     "InputError",
     "MIX_MODES",
-    "PatchwiseACmix",
     "Replacement",
     "SHIFT_MODES",
+    "VectorACmix",
     "WindowACmix",
     "apply_replacements",
     "convolution_path",
@@ -52,3 +55,9 @@ __all__ = [
     "sliding_window_paths",
     "window_attention",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> type[VectorACmix]:
+        return renamed(name, __name__)

@@ -2,8 +2,9 @@
 
 A released checkpoint is a pickle, and a pickle may name any function to call. Files are therefore
 only read by ``torch.load(weights_only=True)``. The few foreign classes that the released files
-name (yacs configs, MMEngine log buffers, numpy arrays) are stood in for by inert placeholders, so
-neither of those packages is imported and nothing of theirs is called.
+name (yacs configs, MMEngine log buffers, numpy arrays, the arguments of a command, paths) are
+stood in for by inert placeholders, so neither of those packages is imported and nothing of theirs
+is called. Files of safetensors have no code in them at all.
 """
 
 import os
@@ -22,6 +23,7 @@ from torch.serialization import safe_globals
 from acmix.digests import damaged_tensors, named_tensors
 from acmix.errors import CheckpointError
 from acmix.reading_cost import check_reading_cost
+from acmix.safetensors_files import is_safetensors, read_safetensors
 from acmix.suggest import did_you_mean
 
 __all__ = ["load_released", "read_checkpoint", "state_dict_of"]
@@ -56,6 +58,12 @@ _FOREIGN: list[Any] = [
     (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
     # A buffer pickles its statistics methods as getattr(HistoryBuffer, name).
     (_Inert, "builtins.getattr"),
+    (_Inert, "argparse.Namespace"),
+    *(
+        (_Inert, f"{module}.{kind}Path")
+        for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
+        for kind in ("Posix", "PurePosix", "Windows", "PureWindows")
+    ),
     (_Inert, "numpy.ndarray"),
     (_Inert, "numpy.dtype"),
     *(
@@ -86,11 +94,11 @@ def load_released(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the weights of a released checkpoint.
 
     Reads the released Swin container (key ``"model"``) and ResNet runs of the released code (key
-    ``"state_dict"``), as well as MMEngine files and bare state dicts, without executing anything
-    pickled in the file. The tensors are on the CPU.
+    ``"state_dict"``), as well as MMEngine files, bare state dicts and files of safetensors, without
+    executing anything pickled in the file. The tensors are on the CPU.
 
     Args:
-        path: The checkpoint file, in torch's zip or legacy format.
+        path: The checkpoint file, in torch's zip or legacy format, or in that of safetensors.
 
     Returns:
         The weights by name, without the ``"module."`` of a parallel wrapper.
@@ -107,10 +115,12 @@ def read_checkpoint(
     """Read a checkpoint file as plain data without executing anything pickled in it.
 
     Configs of the released files come back as mappings. Entries whose value is an MMEngine log
-    buffer, a numpy array or a numpy scalar are dropped, and so are attributes of mappings.
+    buffer, a numpy array or scalar, an ``argparse.Namespace`` or a path are dropped, and so are
+    attributes of mappings. A file of safetensors comes back as a dictionary with its tensors under
+    ``"state_dict"``.
 
     Args:
-        path: The checkpoint file, in torch's zip or legacy format.
+        path: The checkpoint file, in torch's zip or legacy format, or in that of safetensors.
         map_location: Where the tensors are put, as for `torch.load`.
 
     Returns:
@@ -124,8 +134,11 @@ def read_checkpoint(
     try:
         _require_file(path)
         with path.open("rb") as file:
-            _require_checkpoint(path, file)
-            content = _load(path, file, map_location)
+            if is_safetensors(file):
+                content = read_safetensors(path, map_location)
+            else:
+                _require_checkpoint(path, file)
+                content = _load(path, file, map_location)
     except MemoryError as error:
         raise CheckpointError(f"{path} does not fit into the memory of this machine.") from error
     except OSError as error:
@@ -211,8 +224,6 @@ def _kind_of(head: bytes) -> str:
             return kind
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "an HTML page, saved in place of the file behind it"
-    if head[8:10] == b'{"':
-        return "a safetensors file, to be read with safetensors.torch.load_file"
     is_text = all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
     return "a text file" if is_text else "a file of another kind"
 

@@ -57,7 +57,7 @@ def fuse_norm(layer: ACmixBase, norm: nn.Module) -> None:
     into the kernels of the convolution and into alpha. Take the norm out of the network afterwards.
 
     Args:
-        layer: ``ACmix2d`` or ``PatchwiseACmix``.
+        layer: ``ACmix2d`` or ``VectorACmix``.
         norm: In evaluation, with statistics and weights; nothing else reads the layer's output.
 
     Raises:

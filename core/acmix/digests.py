@@ -32,13 +32,15 @@ def digests_of(checkpoint: dict) -> dict[str, str]:
 def damaged_tensors(checkpoint: dict) -> list[str]:
     """Paths of the tensors that are not what they were when their digests were saved.
 
-    Of a checkpoint without digests, or of one that was read without its values, there are none.
+    Of a checkpoint without digests, or of one that was read without its values, there are none; nor
+    of a part, such as the optimiser's, that was since taken out as a whole.
     """
     saved, rest = checkpoint.get(KEY), {key: v for key, v in checkpoint.items() if key != KEY}
     if not isinstance(saved, dict) or any(tensor.is_meta for _, tensor in named_tensors(rest)):
         return []
     found = digests_of(rest)
-    paths = {str(path) for path in saved} | found.keys()
+    there = tuple(f"{key}." for key in rest)
+    paths = {path for path in map(str, saved) if f"{path}.".startswith(there)} | found.keys()
     return sorted(path for path in paths if saved.get(path) != found.get(path))
 
 

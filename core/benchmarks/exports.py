@@ -40,7 +40,7 @@ COLUMNS = ("layer", "form", "way", "sizes", "nodes", "KiB", "error", "ms", "rati
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "ACmix2d": lambda: acmix.ACmix2d(64, 64),
     "WindowACmix": lambda: acmix.WindowACmix(64, 7, 4),
-    "PatchwiseACmix": lambda: acmix.PatchwiseACmix(64, 64),
+    "VectorACmix": lambda: acmix.VectorACmix(64, 64),
     "GlobalACmix": lambda: acmix.GlobalACmix(64, 4, sr_ratio=2),
 }
 

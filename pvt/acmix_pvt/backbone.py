@@ -1,5 +1,7 @@
 """Pyramid Vision Transformer (v1) whose every attention is an ACmix layer."""
 
+import re
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
@@ -12,6 +14,7 @@ from acmix import GlobalACmix
 from acmix.checks import check_choice, require
 from acmix.geometry import missing, pad_missing
 from acmix.mm.backbone import ACmixBackbone
+from acmix.mm.layer_depth import STEM, layer_depth
 from acmix.tracing import as_number, is_known, unflatten
 from acmix_pvt.convert import convert_state_dict
 
@@ -247,6 +250,24 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
                 module.requires_grad_(False)
             self._position(stage).requires_grad_(False)
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Number of the layer of a parameter and of all layers, for layer-wise decay."""
+        return layer_depth(param_name, prefix, self.arch["depths"], self._block_of)
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Tokens of the last stage that are no pixels, as MMPretrain's tools ask for them."""
+        return int(self.with_cls_token)
+
+    def _block_of(self, name: str) -> tuple[int, int] | None:
+        match = re.match(r"(block|patch_embed|pos_embed)(\d+)(?:\.(\d+)\.)?", name)
+        if match is None:
+            return (self.stages - 1, 0) if name == "cls_token" else None
+        stage = int(match[2]) - 1
+        if match[1] == "block":
+            return stage, int(match[3])
+        return (stage, 0) if stage else STEM
 
     def _read_arch(self, arch: str | dict) -> dict:
         if isinstance(arch, str):

@@ -1,8 +1,14 @@
 """Names of PVT weights: PVT v1's own, which our modules keep, with and without ``backbone.``."""
 
+import re
+
 from torch import Tensor
 
-from acmix.mm.weights import Conversion, as_classifier
+from acmix.mm.conversion import Conversion, renamed
+
+OWN_NAME = re.compile(
+    r"pos_embed\d+$|cls_token$|norm\.|patch_embed\d+\.(proj|norm)\.|block\d+\.\d+\."
+)
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
@@ -17,4 +23,5 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names; for a plain PVT also the names that stay at their start.
     """
-    return Conversion.recognise(as_classifier(state_dict, "head."), "PVT's names", "attn")
+    weights, origin = renamed(state_dict, lambda body: (body, "PVT's names"), r"head\.")
+    return Conversion.recognise(weights, origin, "attn")

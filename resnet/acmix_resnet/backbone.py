@@ -1,5 +1,7 @@
 """ResNet whose every 3×3 convolution is an ACmix layer."""
 
+import re
+
 from mmengine.registry import MODELS
 from mmpretrain.models import ResNet
 from mmpretrain.models.backbones.resnet import Bottleneck, ResLayer
@@ -8,6 +10,7 @@ from acmix import ACmix2d
 from acmix.errors import InputError
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.checkpointing import Checkpointed
+from acmix.mm.layer_depth import STEM, layer_depth
 from acmix_resnet.convert import convert_state_dict
 
 
@@ -91,6 +94,14 @@ class ACmixResNet(ACmixBackbone, ResNet):
             backend=backend,
         )
         super().__init__(depth, zero_init_residual=zero_init_residual, **kwargs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Number of the layer of a parameter and of all layers, for layer-wise decay."""
+        return layer_depth(param_name, prefix, self.stage_blocks, self._block_of)
+
+    def _block_of(self, name: str) -> tuple[int, int]:
+        match = re.match(r"layer(\d+)\.(\d+)\.", name)
+        return (int(match[1]) - 1, int(match[2])) if match else STEM
 
     def make_res_layer(self, **kwargs) -> ResLayer:
         """One stage of ACmix bottlenecks."""

@@ -6,4 +6,6 @@ _base_ = [
     "../../core/configs/_base_/default_runtime.py",
 ]
 
-model = dict(backbone=dict(depth=26), head=dict(num_classes=None, topk=(1,)))
+model = dict(
+    backbone=dict(depth=26), head=dict(type="OpenLinearClsHead", num_classes=None, topk=(1,))
+)

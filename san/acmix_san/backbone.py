@@ -1,5 +1,7 @@
 """Self-attention network whose every self-attention is an ACmix layer."""
 
+import re
+
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
@@ -8,9 +10,10 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from acmix import PatchwiseACmix
+from acmix import VectorACmix
 from acmix.checks import check_choice, require
 from acmix.mm.backbone import ACmixBackbone
+from acmix.mm.layer_depth import STEM, layer_depth
 from acmix.modules.neighbourhood import SAN_ATTENTIONS
 from acmix_san.convert import convert_state_dict
 
@@ -22,14 +25,14 @@ class SANBlock(nn.Module):
         channels: Channels of input and output; the ACmix layer has a quarter of them.
         drop_path: Drop path rate.
         with_cp: Whether activations are computed again in the backward pass, to save memory.
-        **acmix: Further arguments of ``acmix.PatchwiseACmix``.
+        **acmix: Further arguments of ``acmix.VectorACmix``.
     """
 
     def __init__(self, channels: int, drop_path: float, with_cp: bool, **acmix) -> None:
         super().__init__()
         middle = channels // 4
         self.bn1 = nn.BatchNorm2d(channels)
-        self.sam = PatchwiseACmix(channels, middle, **acmix)
+        self.sam = VectorACmix(channels, middle, **acmix)
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv = nn.Conv2d(middle, channels, kernel_size=1)
         self.drop_path = DropPath(drop_path)
@@ -110,7 +113,7 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
         check_choice("attention", attention, SAN_ATTENTIONS)
         self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
         self.norm_eval = norm_eval
-        blocks = self.arch_settings[depth]
+        self.depths = blocks = self.arch_settings[depth]
         rates = torch.linspace(0, drop_path_rate, sum(blocks)).tolist()
         acmix = dict(
             share=share,
@@ -165,6 +168,19 @@ class ACmixSAN(ACmixBackbone, BaseBackbone):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Number of the layer of a parameter and of all layers, for layer-wise decay."""
+        return layer_depth(param_name, prefix, self.depths, self._block_of)
+
+    def _block_of(self, name: str) -> tuple[int, int]:
+        match = re.match(r"(conv|bn|layer)(\d+)\.(?:(\d+)\.)?", name)
+        if match is None:
+            return STEM
+        stage = int(match[2])
+        if match[1] == "layer":
+            return stage, int(match[3])
+        return stage, 0 if match[1] == "conv" else self.depths[stage] - 1
 
     def _stage(self, stage: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         return tuple(getattr(self, f"{name}{stage}") for name in ("conv", "layer", "bn"))

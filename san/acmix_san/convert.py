@@ -1,8 +1,12 @@
 """Names of SAN weights: the original's, which our modules keep, with and without ``backbone.``."""
 
+import re
+
 from torch import Tensor
 
-from acmix.mm.weights import Conversion, as_classifier
+from acmix.mm.conversion import Conversion, renamed
+
+OWN_NAME = re.compile(r"(conv_in|bn_in|conv\d|bn\d|layer\d+\.\d+\.(bn1|sam|bn2|conv))\.")
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
@@ -17,4 +21,5 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> Conversion:
     Returns:
         Weights under our names; for a plain SAN also the names that stay at their start.
     """
-    return Conversion.recognise(as_classifier(state_dict, "fc."), "SAN's names", "sam")
+    weights, origin = renamed(state_dict, lambda body: (body, "SAN's names"), r"fc\.")
+    return Conversion.recognise(weights, origin, "sam")

@@ -214,11 +214,11 @@ class ACmixSwinTransformer(ACmixBackbone, SwinTransformer):
 def _resize_table(table: Tensor, entries: int) -> Tensor:
     """Bias of every offset of a square window, (entries, N), for a window of another size.
 
-    Bicubic, as MMPretrain's helper was; that one needs a function that scipy has dropped.
+    Bicubic, as Swin does it.
     """
     old, new = math.isqrt(table.shape[0]), math.isqrt(entries)
     if old == new:
         return table
     maps = table.T.reshape(1, -1, old, old)
-    maps = F.interpolate(maps, size=(new, new), mode="bicubic", align_corners=True)
+    maps = F.interpolate(maps, size=(new, new), mode="bicubic", align_corners=False)
     return maps.flatten(2)[0].T

@@ -6,4 +6,4 @@ _base_ = [
     "../../core/configs/_base_/default_runtime.py",
 ]
 
-model = dict(head=dict(num_classes=None), train_cfg=None)
+model = dict(head=dict(type="OpenLinearClsHead", num_classes=None), train_cfg=None)

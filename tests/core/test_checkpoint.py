@@ -1,9 +1,11 @@
 """Reading checkpoints: the released files load as data, and nothing in any file is run."""
 
+import argparse
 import builtins
 import os
 import pickle
 import random
+import re
 import sys
 import traceback
 import types
@@ -165,6 +167,15 @@ def test_mmengine_file(tmp_path, zipped):
     assert read["meta"] == {"epoch": 1}
 
 
+@FORMATS
+def test_arguments_and_paths_are_left_out(tmp_path, zipped):
+    arguments = argparse.Namespace(lr=0.1, output=Path("out"), nested=argparse.Namespace(a=1))
+    content = {"model": weights(), "args": arguments, "path": tmp_path, "epoch": 3}
+    path = save(tmp_path / "run.pth", content, zipped)
+    assert_weights(load_released(path))
+    assert read_checkpoint(path).keys() == {"model", "epoch"}
+
+
 @pytest.mark.parametrize("core", ["core", "_core"])
 def test_numpy_values_of_either_major_version(tmp_path, core):
     with foreign(f"numpy.{core}.multiarray.scalar") as scalar:
@@ -290,7 +301,19 @@ def hidden_in_tensor(payload):
     yield {"state_dict": OrderedDict(weights(), extra=rebuilt)}
 
 
+@contextmanager
+def hidden_in_arguments(payload):
+    yield {"model": weights(), "args": argparse.Namespace(lr=0.1, payload=payload)}
+
+
+@contextmanager
+def hidden_in_path(payload):
+    yield {"model": weights(), "path": Call(type(Path()), payload)}
+
+
 HIDEOUTS = [
+    hidden_in_arguments,
+    hidden_in_path,
     hidden_in_value,
     hidden_in_config,
     hidden_in_config_state,
@@ -390,7 +413,7 @@ def test_unreadable(tmp_path, monkeypatch):
         (b"\xff\xd8\xff\xe0" + bytes(100), "a JPEG image"),
         (b"\x1f\x8b\x08" + bytes(100), "a gzip archive"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        (b"\x10\0\0\0\0\0\0\0" + b'{"a":{}}        ', "a safetensors file"),
+        (b"\x10\0\0\0\0\0\0\0" + b'{"a":{}}        ', "a damaged safetensors file"),
         (bytes(range(64)), "a file of another kind"),
         (b"\x80\x04\x95", "damaged, most likely cut short"),
         (b"\x80\x04\x95" + bytes(100), "damaged or no file of torch.save"),
@@ -536,3 +559,24 @@ def test_message_names_the_file_without_weights(tmp_path):
 def test_checkpoint_error_is_an_input_error():
     assert issubclass(CheckpointError, InputError)
     assert issubclass(InputError, ValueError)
+
+
+# Files of safetensors
+
+
+def test_safetensors(tmp_path):
+    library = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "a.safetensors"
+    library.save_file(dict(weights("module.")), path, {"format": "pt", "classes": "["})
+    assert_weights(load_released(path))
+    assert read_checkpoint(path)["meta"] == {}
+    assert read_checkpoint(path, "meta")["state_dict"]["module.fc.bias"].device.type == "meta"
+
+
+def test_every_truncation_of_safetensors_is_noticed(tmp_path):
+    library = pytest.importorskip("safetensors.torch")
+    library.save_file(dict(weights()), tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        assert re.search("again|pass a file", message_of(tmp_path / "cut"))

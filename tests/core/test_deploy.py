@@ -12,14 +12,14 @@ from torch.fx.experimental.optimization import fuse as fx_fuse
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import acmix
-from acmix import ACmix2d, GlobalACmix, InputError, PatchwiseACmix, WindowACmix
+from acmix import ACmix2d, GlobalACmix, InputError, VectorACmix, WindowACmix
 
 IMAGE, PIXELS = (2, 6, 13, 9), (2, 7, 9, 16)
 LAYERS = {
     "sliding": (lambda **o: ACmix2d(6, 16, 4, 5, stride=2, **o), IMAGE),
     "sliding, 8 heads": (lambda **o: ACmix2d(6, 16, 8, 5, dilation=2, **o), IMAGE),
-    "patchwise": (lambda **o: PatchwiseACmix(6, 16, 5, **o), IMAGE),
-    "pairwise": (lambda **o: PatchwiseACmix(6, 16, 3, attention="pairwise", **o), IMAGE),
+    "patchwise": (lambda **o: VectorACmix(6, 16, 5, **o), IMAGE),
+    "pairwise": (lambda **o: VectorACmix(6, 16, 3, attention="pairwise", **o), IMAGE),
     "window": (lambda **o: WindowACmix(16, (3, 4), 4, **o), PIXELS),
     "window, 8 heads": (lambda **o: WindowACmix(16, (3, 4), 8, **o), PIXELS),
     "global": (lambda **o: GlobalACmix(16, 4, 2, **o), (2, 36, 16)),
@@ -254,7 +254,7 @@ class Shared(nn.Module):
 
 NETWORKS = {
     "sequence": (lambda: nn.Sequential(ACmix2d(6, 16), nn.BatchNorm2d(16), nn.ReLU()), 1),
-    "patchwise": (lambda: nn.Sequential(PatchwiseACmix(6, 16), nn.BatchNorm2d(16)), 1),
+    "patchwise": (lambda: nn.Sequential(VectorACmix(6, 16), nn.BatchNorm2d(16)), 1),
     "block": (Block, 1),
     "norm first": (PreActivation, 0),
     "shared": (Shared, 0),
@@ -270,7 +270,7 @@ def test_norms_behind_layers_are_found(make, folded):
     model = trained(make())
     expected = run(model, IMAGE)
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    inside = sum(isinstance(m, PatchwiseACmix) for m in model.modules())
+    inside = sum(isinstance(m, VectorACmix) for m in model.modules())
     assert acmix.deploy(model) is model
     assert_close(run(model, IMAGE), expected)
     left = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -299,7 +299,7 @@ def test_mmcv_finds_no_norm_for_a_convolution_before_a_deployed_layer():
 
 def test_timm_deploys():
     utils = pytest.importorskip("timm.utils", reason="pip install timm")
-    model = trained(nn.Sequential(ACmix2d(6, 16), nn.ReLU(), PatchwiseACmix(16, 16)))
+    model = trained(nn.Sequential(ACmix2d(6, 16), nn.ReLU(), VectorACmix(16, 16)))
     expected = run(model, IMAGE)
     model = utils.reparameterize_model(model)
     assert model[0].deployed

@@ -110,7 +110,7 @@ def test_pruned_convolution_is_kept():
 
 
 def test_1x1_convolutions_and_acmix_layers_are_left_alone():
-    pairwise = acmix.PatchwiseACmix(8, 16, attention="pairwise")
+    pairwise = acmix.VectorACmix(8, 16, attention="pairwise")
     assert replace_convolutions(nn.Sequential(conv(kernel_size=1), pairwise)) == []
     model = nn.Sequential(acmix.GlobalACmix(8, 2, sr_ratio=3), conv())
     assert len(replace_convolutions(model)) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acmix import PatchwiseACmix
+from acmix import VectorACmix
 from exporting import (
     IMAGES,
     SIZES,
@@ -71,7 +71,7 @@ def test_a_file_of_one_size_has_no_more_nodes_than_its_tiles_need(tmp_path):
 
 @pytest.mark.slow
 def test_a_neighbourhood_is_a_few_nodes(tmp_path):
-    layer, path = OnMaps(PatchwiseACmix(6, 16, 7)), tmp_path / "layer.onnx"
+    layer, path = OnMaps(VectorACmix(6, 16, 7)), tmp_path / "layer.onnx"
     to_onnx(layer, layer.example(11, 10), path, dynamo=True)
     assert nodes_of(path) <= 130  # of 49 neighbours
 

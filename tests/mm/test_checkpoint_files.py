@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from acmix import InputError
+from acmix.digests import damaged_tensors, digests_of
 from acmix.mm.files import whole_file
 from kills import KillAtFileOperation, run_until_killed
 from runs import StopHook, assert_same_end, read, resume, run, tiny_config
@@ -161,3 +163,14 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(keep, tmp_path, mon
     with pytest.raises(Full):
         resume(tiny_config(tmp_path / "work", **changes))
     assert names(tmp_path / "work") == before
+
+
+def test_a_part_that_was_taken_out_as_a_whole_is_no_damage():
+    content = {"state_dict": {"a": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(3)}}}
+    content["digests"] = digests_of(content)
+    del content["optimizer"]
+    assert not damaged_tensors(content)
+    content["state_dict"]["a"] = torch.zeros(2)
+    assert damaged_tensors(content) == ["state_dict.a"]
+    content["state_dict"] = {}
+    assert damaged_tensors(content) == ["state_dict.a"]

@@ -185,14 +185,21 @@ def test_every_door_of_mmengine_has_the_safe_reader(address, hostile):
 def test_load_from_an_address_runs_nothing(hostile, tmp_path, monkeypatch):
     fetched = []
 
-    def get(self, address):
+    def download(address):
         fetched.append(address)
-        return hostile.read_bytes()
+        return hostile
 
-    monkeypatch.setattr("mmengine.fileio.backends.http_backend.HTTPBackend.get", get)
+    monkeypatch.setattr("acmix.mm.read.download", download)
     with pytest.raises(CheckpointError, match="refused, nothing was run"):
         run(tiny_config(tmp_path / "work", load_from="https://example.org/hostile.pth"))
     assert fetched == ["https://example.org/hostile.pth"]
+
+
+def test_mmengines_own_runner_gets_no_text_that_it_would_run(saved, tmp_path):
+    path = changed(saved, tmp_path / "work", set_at("meta", "config", value=CODE))
+    content = CheckpointLoader.load_checkpoint(str(path))
+    assert content["meta"]["epoch"] == 1
+    assert "config" not in content["meta"]
 
 
 def test_init_cfg_of_any_module_runs_nothing(hostile, tmp_path):

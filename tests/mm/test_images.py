@@ -3,11 +3,13 @@
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mmengine.config import Config
 from mmpretrain.registry import DATASETS
+from mmpretrain.visualization import UniversalVisualizer
 from PIL import Image
 
 from acmix import InputError
@@ -15,6 +17,7 @@ from acmix.mm import ImageFolder
 from acmix.mm.explain import explain
 from acmix.mm.image_folder import check_images, class_folders
 from acmix.mm.loaders import SeededDataset
+from acmix.mm.pictures import PicturesHook
 
 LOAD = [dict(type="LoadImageFromFile")]
 
@@ -137,3 +140,16 @@ def test_other_data_sets_have_no_images_to_check():
     cfg = Config(dict(train_dataloader=dict(dataset=dict(type="Digits", split="train"))))
     with pytest.raises(InputError, match="--check-images: opens images of an ImageFolder"):
         check_images(cfg, ("train_dataloader",), skip=False)
+
+
+def test_pictures_of_equal_names_lie_beside_each_other(folder):
+    paths = [folder / name / "nested" / "0.png" for name in ("cat", "dog")]
+    for path in paths:
+        path.parent.mkdir()
+        image(3).save(path)
+    UniversalVisualizer.get_instance("pictures")
+    hook = PicturesHook(enable=True)
+    hook.before_test_epoch(SimpleNamespace(test_dataloader=SimpleNamespace(dataset=read(folder))))
+    drawn = [hook._name(str(path)) for path in paths]
+    assert drawn == ["cat/nested/0.png", "dog/nested/0.png"]
+    assert hook._name("elsewhere/cat/1.png") == "cat/1.png"

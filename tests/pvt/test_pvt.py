@@ -89,3 +89,13 @@ def test_a_backbone_without_class_token_takes_weights_that_have_one():
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(InputError, match=message):
         ACmixPVT(**options)
+
+
+def test_embeddings_are_layers_of_their_stage():
+    backbone = ACmixPVT()
+    depth = {name: backbone.get_layer_depth(name)[0] for name, _ in backbone.named_parameters()}
+    assert depth["pos_embed1"] == depth["patch_embed1.proj.weight"] == 0
+    for name in ("pos_embed2", "patch_embed2.norm.bias"):
+        assert depth[name] == depth["block2.0.norm1.weight"] == 3
+    assert depth["cls_token"] == depth["block4.0.norm1.weight"]
+    assert depth["norm.weight"] == 9

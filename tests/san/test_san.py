@@ -53,3 +53,12 @@ def test_original_weights_start_the_same_model(attention):
 def test_wrong_arguments_are_named(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_transitions_and_norms_are_layers_of_their_stage():
+    backbone = small()
+    depth = {name: backbone.get_layer_depth(name)[0] for name, _ in backbone.named_parameters()}
+    assert depth["conv_in.weight"] == depth["bn_in.weight"] == 0
+    for stage, blocks in enumerate((2, 1, 2, 4, 1)):
+        assert depth[f"conv{stage}.weight"] == depth[f"layer{stage}.0.bn1.weight"]
+        assert depth[f"bn{stage}.weight"] == depth[f"layer{stage}.{blocks - 1}.bn1.weight"]

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
 from mmpretrain.models import SwinTransformer
 from mmpretrain.registry import MODELS
 
@@ -100,14 +102,54 @@ def test_pretrained_init_reads_a_released_file(tmp_path):
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
-def test_another_window_size_resizes_the_bias_table():
-    source = ACmixSwinTransformer(TINY, out_indices=(1,), window_size=7)
-    target = ACmixSwinTransformer(TINY, out_indices=(1,), window_size=12)
-    load_weights(target, source.state_dict(), "seven")
-    table = target.stages[0].blocks[0].attn.w_msa.relative_position_bias_table
-    assert table.shape == (23**2, 2)
-    corner = source.stages[0].blocks[0].attn.w_msa.relative_position_bias_table[0]
-    torch.testing.assert_close(table[0], corner, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("window", [4, 12])
+def test_original_files_of_other_windows_and_images_have_their_tables_resized(window):
+    weights = load_released(GOLDEN / "official_swin_mini.pth")
+    model = classifier(TINY, 10, window_size=window, img_size=window * 8)
+    load_weights(model, weights, "seven", complete=True)
+    for stage, heads in enumerate((2, 4)):
+        given = weights[f"layers.{stage}.blocks.1.attn.relative_position_bias_table"]
+        # As Swin's own code does it when it goes from 224 to 384 pixels.
+        maps = given.permute(1, 0).view(1, heads, 13, 13)
+        side = 2 * window - 1
+        resized = F.interpolate(maps, size=(side, side), mode="bicubic")
+        expected = resized.view(heads, side**2).permute(1, 0)
+        layer = model.backbone.stages[stage].blocks[1].attn.w_msa
+        torch.testing.assert_close(layer.relative_position_bias_table, expected)
+    assert model(torch.randn(1, 3, window * 8, window * 8)).isfinite().all()
+
+
+def test_a_head_of_imagenet_22k_is_dropped_with_a_note(caplog):
+    weights = load_released(GOLDEN / "official_swin_mini.pth")
+    weights |= {"head.weight": torch.zeros(21841, 48), "head.bias": torch.zeros(21841)}
+    model, logger = classifier(TINY, 10), MMLogger.get_current_instance()
+    before = model.head.fc.weight.clone()
+    logger.addHandler(caplog.handler)
+    load_weights(model, weights, "22k")
+    logger.removeHandler(caplog.handler)
+    assert "starting anew (the file's is of ImageNet-22k): head.fc.weight" in caplog.text
+    assert torch.equal(model.head.fc.weight, before)
+    with pytest.raises(CheckpointError, match=r"head\.fc\.weight: \(21841, 48\) in the file"):
+        load_weights(classifier(TINY, 10), weights, "22k", complete=True)
+
+
+def test_timms_feature_extractor_starts_all_but_the_norms():
+    timm = pytest.importorskip("timm")
+    arch = dict(embed_dim=24, depths=(2, 2, 2, 2), num_heads=(2, 4, 4, 8))
+    plain = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, **arch)
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, 0.05, 0.2)
+    arch = dict(embed_dims=24, depths=[2, 2, 2, 2], num_heads=[2, 4, 4, 8])
+    ours = ACmixSwinTransformer(arch, out_indices=(3,), norm_cfg=None).eval()
+    load_weights(ours, plain.state_dict(), "timm", complete=True)
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = plain.eval()(x)[-1].permute(0, 3, 1, 2)
+        assert (ours(x)[0] - expected).abs().max() <= 1e-5 * expected.abs().max()
+    ours = ACmixSwinTransformer(arch)
+    load_weights(ours, plain.state_dict(), "timm")
+    with pytest.raises(CheckpointError, match="can start a training but not be tested"):
+        load_weights(ours, plain.state_dict(), "timm", complete=True)
 
 
 def test_weights_of_another_model_are_refused():

@@ -8,13 +8,15 @@ warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformable
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 from acmix.integrations import mmengine  # noqa: E402
+from acmix.mm.conversion import Conversion  # noqa: E402
 from acmix.mm.digits import Digits  # noqa: E402
 from acmix.mm.image_folder import ImageFolder  # noqa: E402
 from acmix.mm.loops import ResumableEpochLoop, ResumableIterLoop  # noqa: E402, F401
+from acmix.mm.open_head import OpenLinearClsHead  # noqa: E402, F401
 from acmix.mm.pictures import PicturesHook  # noqa: E402, F401
 from acmix.mm.read import make_mmengine_read_safely  # noqa: E402
 from acmix.mm.runner import ACmixRunner  # noqa: E402
-from acmix.mm.weights import Conversion, load_weights  # noqa: E402
+from acmix.mm.weights import load_weights  # noqa: E402
 
 __all__ = ["ACmixRunner", "Conversion", "Digits", "ImageFolder", "load_weights"]
 

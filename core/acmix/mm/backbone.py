@@ -6,6 +6,7 @@ from mmengine.model import PretrainedInit
 
 from acmix.checkpoint import state_dict_of
 from acmix.deploy import deploy
+from acmix.mm.loading import hear_of_holders, rename_loaded
 from acmix.mm.read import read_anywhere
 from acmix.mm.weights import load_weights
 
@@ -16,10 +17,12 @@ else:
 
 
 class ACmixBackbone(Module):
-    """Mixin: ``init_cfg=dict(type='Pretrained', checkpoint=...)`` takes weights of any origin.
+    """Mixin: weights of any origin, by ``load_state_dict`` and by ``init_cfg``.
 
     Goes before the MMPretrain class among the parents. Own checkpoints, released ones and those of
-    the plain baseline are read safely, renamed by the class's ``convert_state_dict``, and reported.
+    the plain baseline are renamed by the class's ``convert_state_dict`` whoever loads them, into
+    the backbone or into a model that has it as its ``backbone``. A file that
+    ``init_cfg=dict(type='Pretrained', checkpoint=...)`` names is read safely, and reported.
     """
 
     init_cfg: Any
@@ -46,3 +49,13 @@ class ACmixBackbone(Module):
         """Set the mode and return the backbone, which MMPretrain's own ones do not."""
         super().train(mode)
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, *args: Any
+    ) -> None:
+        """Load weights of any origin."""
+        rename_loaded(self, state_dict, prefix, local_metadata)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+hear_of_holders(ACmixBackbone)

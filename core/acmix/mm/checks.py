@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 from acmix.errors import InputError
+from acmix.mm.read import is_address
 from acmix.mm.sources import LOADERS, datasets, needed_paths, top_folders
 from acmix.suggest import did_you_mean
 
@@ -95,7 +96,7 @@ def check_start(cfg: Config) -> None:
 def check_checkpoint(cfg: Config) -> None:
     """Raise ``InputError`` for a checkpoint file that is not there."""
     path = cfg.get("load_from")
-    if path and not re.match(r"\w+://", path) and not Path(path).is_file():
+    if path and not is_address(path) and not Path(path).expanduser().is_file():
         folder = Path(path).parent
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         raise InputError(f"checkpoint {path} not found{did_you_mean(Path(path).name, names)}")

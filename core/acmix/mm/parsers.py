@@ -1,9 +1,11 @@
-"""The flags of the training and testing commands: MMPretrain's."""
+"""The flags of the commands; those of training and testing are MMPretrain's."""
 
 import argparse
 import re
 
 from mmengine.config import DictAction
+
+CHECKPOINT = "checkpoint file: own, released or plain"
 
 
 class MergeOptions(DictAction):
@@ -59,7 +61,7 @@ def train_parser() -> argparse.ArgumentParser:
 def test_parser() -> argparse.ArgumentParser:  # noqa: PT028
     """Flags of ``tools/test.py``."""
     parser = _shared_parser("Test a model")
-    parser.add_argument("checkpoint", help="checkpoint file: own, released or plain")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
     parser.add_argument("--out", help="file for predictions (.pkl) or metrics (.json, .pkl)")
     parser.add_argument("--out-item", choices=["metrics", "pred"], help="what --out holds")
     parser.add_argument("--show", action="store_true", help="show predictions in a window")
@@ -72,10 +74,28 @@ def test_parser() -> argparse.ArgumentParser:  # noqa: PT028
     return parser
 
 
-def _shared_parser(description: str) -> argparse.ArgumentParser:
+def export_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/export.py``."""
+    parser = _config_parser("Write a trained model as a file that runs without acmix")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument(
+        "out", help="file: .onnx, .pt2 (torch.export) or .pt (TorchScript); replaced if it is there"
+    )
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        type=int,
+        help="height and width of the images, or one number for both; the config's by default",
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images at a time (default: 1)")
+    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width open")
+    parser.add_argument("--half", action="store_true", help="weights and images of float16")
+    return parser
+
+
+def _config_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -83,6 +103,12 @@ def _shared_parser(description: str) -> argparse.ArgumentParser:
         help="settings that override the config's, e.g. data_root=/data/imagenet "
         "train_dataloader.batch_size=32; may be given more than once",
     )
+    return parser
+
+
+def _shared_parser(description: str) -> argparse.ArgumentParser:
+    parser = _config_parser(description)
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision")
     parser.add_argument("--no-pin-memory", action="store_true", help="don't pin host memory")
     parser.add_argument(

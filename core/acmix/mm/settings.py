@@ -22,13 +22,12 @@ _TTA_MODELS = {
 }
 
 
-def load_config(project: Path, args: argparse.Namespace) -> Config:
-    """The config that the flags name, with the settings that both commands share.
+def read_config(project: Path, args: argparse.Namespace) -> Config:
+    """The config that the flags name, with the settings that they override.
 
     Raises:
         InputError: There is no such config, or it is no Python.
     """
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     path = _find_config(project, Path(args.config))
     try:
         cfg = Config.fromfile(path)
@@ -36,11 +35,18 @@ def load_config(project: Path, args: argparse.Namespace) -> Config:
         raise InputError(f"config {path}: line {error.lineno}: {error.msg}") from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    return cfg
+
+
+def load_config(project: Path, args: argparse.Namespace) -> Config:
+    """The config with the settings that training and testing share; errors of ``read_config``."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = read_config(project, args)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
-        cfg.work_dir = str(Path("work_dirs", path.stem))
+        cfg.work_dir = str(Path("work_dirs", Path(args.config).stem))
     set_loader_defaults(cfg, args)
     apply_data_root(cfg)
     return cfg

@@ -2,7 +2,7 @@
 
 from acmix.modules.acmix2d import ACmix2d
 from acmix.modules.base import MIX_MODES, ACmixBase
-from acmix.modules.neighbourhood import PatchwiseACmix
+from acmix.modules.neighbourhood import VectorACmix
 from acmix.modules.released import ACmix
 from acmix.modules.shift import SHIFT_MODES, ShiftKernels
 from acmix.modules.spatial_reduction import GlobalACmix
@@ -13,9 +13,9 @@ __all__ = [
     "ACmix2d",
     "ACmixBase",
     "GlobalACmix",
-    "PatchwiseACmix",
     "MIX_MODES",
     "SHIFT_MODES",
     "ShiftKernels",
+    "VectorACmix",
     "WindowACmix",
 ]

@@ -1,5 +1,8 @@
 """ACmix with the self-attention of SAN: patchwise or pairwise weights of a neighbourhood."""
 
+import warnings
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,8 +29,10 @@ SAN_ATTENTIONS = ("patchwise", "pairwise")
 _GROUPS = 4
 
 
-class PatchwiseACmix(ACmixBase):
+class VectorACmix(ACmixBase):
     """SAN's self-attention, mixed with a convolution of the same projections (paper App. C).
+
+    Both kinds are vector attention: a weight for each of C / share channels, not one a head.
 
     q and k have C / 4 channels and v has C, so there are six maps of width C / 4: one of q, one of
     k, four of v. A small network φ (BN-ReLU-1×1-BN-ReLU-1×1) gives the attention weights of a k×k
@@ -230,3 +235,26 @@ def _phi(channels: int, hidden: int, out: int) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Conv2d(hidden, out, kernel_size=1),
     )
+
+
+def renamed(name: str, module: str) -> type[VectorACmix]:
+    """The layer by its former name, with a warning; for ``__getattr__`` of a module that had it.
+
+    Raises:
+        AttributeError: The name is another.
+    """
+    if name != "PatchwiseACmix":
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(
+        "PatchwiseACmix is called VectorACmix now, as it is pairwise too; the former name goes "
+        "with the next version",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return VectorACmix
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> type[VectorACmix]:
+        return renamed(name, __name__)

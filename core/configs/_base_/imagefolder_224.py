@@ -1,5 +1,5 @@
 # A folder of images of your own: data_root/train/<class>/*.jpg and data_root/val/<class>/*.jpg.
-# The number of classes is that of the class folders.
+# The number of classes is that of the class folders; MMPretrain's API has that of the checkpoint.
 _base_ = "mmpretrain::_base_/datasets/imagenet_bs32.py"
 
 data_root = "data/images"

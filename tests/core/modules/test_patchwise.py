@@ -1,10 +1,12 @@
 """ACmix with SAN's self-attention, patchwise and pairwise."""
 
+import importlib
+
 import pytest
 import torch
 
 import acmix
-from acmix import PatchwiseACmix
+from acmix import VectorACmix
 from layer_contract import LayerContract
 from layers import LAYERS, randomised
 
@@ -70,7 +72,7 @@ class TestPairwise(TestPatchwise):
 
 @torch.no_grad
 def test_patchwise_weights_need_no_unfolded_keys_in_evaluation():
-    layer = randomised(PatchwiseACmix(6, 16, 5)).double().eval()
+    layer = randomised(VectorACmix(6, 16, 5)).double().eval()
     q, k = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(2))
     unfolded = layer.conv_w(layer._patches(q, k)).unflatten(1, (layer.shared, 25))
     torch.testing.assert_close(layer._patchwise(q, k), unfolded)
@@ -79,7 +81,7 @@ def test_patchwise_weights_need_no_unfolded_keys_in_evaluation():
 @pytest.mark.parametrize("attention", ["patchwise", "pairwise"])
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (3, 3)])
 def test_maps_too_small_to_reflect(attention, size):
-    layer = PatchwiseACmix(6, 16, 7, attention=attention)
+    layer = VectorACmix(6, 16, 7, attention=attention)
     out = layer(torch.randn(2, 6, *size))
     out.sum().backward()
     assert out.shape == (2, 16, *size)
@@ -96,4 +98,13 @@ def test_maps_too_small_to_reflect(attention, size):
 )
 def test_wrong_sizes_are_named(options, message):
     with pytest.raises(acmix.InputError, match=message):
-        PatchwiseACmix(**dict(in_channels=8, dim=16) | options)
+        VectorACmix(**dict(in_channels=8, dim=16) | options)
+
+
+@pytest.mark.parametrize("module", ["acmix", "acmix.modules.neighbourhood"])
+def test_the_former_name_warns(module):
+    with pytest.warns(DeprecationWarning, match="is called VectorACmix now") as caught:
+        assert importlib.import_module(module).PatchwiseACmix is VectorACmix
+    assert caught[0].filename == __file__
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'Patchwise'"):
+        _ = importlib.import_module(module).Patchwise

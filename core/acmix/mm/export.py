@@ -1,0 +1,147 @@
+"""The export command of every project."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import acmix
+from acmix.errors import InputError
+from acmix.mm.admission import admit_weights, class_names
+from acmix.mm.explain import input_errors_explained
+from acmix.mm.exporting import OPSET, Check, Exported, format_of, write_checked
+from acmix.mm.parsers import export_parser
+from acmix.mm.read import read_anywhere
+from acmix.mm.settings import read_config
+from acmix.mm.weights import load_weights
+
+# Beside the example, where sizes are open: other sides, an odd size, several images.
+_OTHERS = ((1, 192, 256), (3, 97, 61))
+# Of the example then: more than one pixel after all strides.
+_LEAST = (96, 128)
+
+
+@input_errors_explained()
+def export(project: Path, argv: Sequence[str] | None = None) -> None:
+    """Run ``tools/export.py`` of a project.
+
+    Args:
+        project: Folder of the project, where configs are looked for besides the working directory.
+        argv: Arguments; those of the process if ``None``.
+    """
+    args = export_parser().parse_args(argv)
+    out = Path(args.out)
+    format_of(out)
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it, or give another file")
+    cfg = read_config(project, args)
+    size = _size(args.size, cfg)
+    if args.batch < 1:
+        raise InputError(f"--batch {args.batch}: give a positive number")
+    network, classes = load_model(cfg, args.checkpoint)
+    model = Exported(network)
+    shapes = [(args.batch, *size)]
+    if args.dynamic:
+        # torch.export takes a batch of one, and a map of one pixel, for the only ones there are.
+        height, width = (max(side, least) for side, least in zip(size, _LEAST, strict=True))
+        shapes = [(max(args.batch, 2), height, width), (1, *size), *_OTHERS]
+    checks = write_checked(
+        model,
+        out,
+        [(batch, 3, height, width) for batch, height, width in shapes],
+        dynamic=args.dynamic,
+        metadata=describe(model, cfg, size, classes, args),
+        dtype=torch.float16 if args.half else torch.float32,
+    )
+    _print(out, checks)
+
+
+def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """The model of a config with the weights of a checkpoint, and the names of its classes.
+
+    Raises:
+        CheckpointError: The file is no checkpoint, hides code, or is not of this model.
+    """
+    init_default_scope(cfg.get("default_scope", "mmpretrain"))
+    content = read_anywhere(checkpoint)
+    cfg.model.setdefault("data_preprocessor", cfg.get("data_preprocessor"))
+    model = MODELS.build(cfg.model)
+    weights = admit_weights(content, checkpoint)["state_dict"]
+    load_weights(model, weights, checkpoint, complete=True)
+    return model, class_names(content)
+
+
+def describe(
+    model: Exported,
+    cfg: Config,
+    size: tuple[int, int],
+    classes: tuple[str, ...] | None,
+    args: Any,
+) -> dict[str, Any]:
+    """What a user of the file has to know, as JSON values."""
+    mean, std = model.normalisation()
+    return {
+        "config": Path(args.config).stem,
+        "classes": None if classes is None else list(classes),
+        "mean": mean,
+        "std": std,
+        "channels": "RGB" if _to_rgb(cfg) else "as read",
+        "input": "images (B, 3, H, W): (pixel of 0 to 255 - mean) / std",
+        "size": list(size),
+        "dynamic": args.dynamic,
+        "versions": {"acmix": acmix.__version__, "torch": torch.__version__},
+    }
+
+
+def _to_rgb(cfg: Config) -> bool:
+    steps = cfg.model.get("data_preprocessor") or {}
+    return bool(steps.get("to_rgb") or steps.get("bgr_to_rgb"))
+
+
+def _size(given: list[int] | None, cfg: Config) -> tuple[int, int]:
+    """Height and width of the images.
+
+    Raises:
+        InputError: Those given are none, or none are given and the config has none.
+    """
+    if given is None:
+        return _size_of(cfg)
+    if len(given) > 2 or min(given) < 1:
+        text = " ".join(map(str, given))
+        raise InputError(f"--size {text}: give height and width, or one number for both")
+    return given[0], given[-1]
+
+
+def _size_of(cfg: Config) -> tuple[int, int]:
+    """The size to which the test pipeline brings images, if it is one."""
+    found = None
+    for step in _steps(cfg):
+        value = step.get("crop_size") or step.get("scale")
+        # MMEngine has width before height.
+        if isinstance(value, int):
+            found = (value, value)
+        elif isinstance(value, tuple | list) and not step.get("keep_ratio"):
+            found = (value[1], value[0])
+    if found is None:
+        raise InputError("--size is missing: the config's test images are of different sizes")
+    return found
+
+
+def _steps(cfg: Config) -> Iterator[dict]:
+    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    yield from dataset.get("pipeline", ())
+
+
+def _print(out: Path, checks: list[Check]) -> None:
+    size = out.stat().st_size / 2**20
+    opset = f", opset {OPSET}" if out.suffix == ".onnx" else ""
+    print(f"wrote {out} ({size:.1f} MiB{opset})")
+    for check in checks:
+        shape = "×".join(map(str, check.shape))
+        print(f"  images {shape}: largest difference {check.error:.1e}")

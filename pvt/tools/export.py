@@ -1,0 +1,12 @@
+"""Export: tools/export.py CONFIG CHECKPOINT OUT [flags], from any folder; see --help."""
+
+import sys
+from pathlib import Path
+
+try:
+    from acmix.mm.export import export
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in {sys.executable}; run 'make install' first")
+
+if __name__ == "__main__":
+    export(Path(__file__).resolve().parents[1])
