@@ -2,7 +2,7 @@ include ci/venv.mk
 include ci/mmcv.mk
 .DEFAULT_GOAL := help
 
-.PHONY: help install integrations test test-fast lint format tables check-tables info bench soak clean
+.PHONY: help install integrations test test-fast lint format tables check-tables info bench soak lock audit clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
@@ -13,13 +13,14 @@ help:
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
+	@echo "make lock          versions of ci/constraints.txt with their hashes; ARGS=--upgrade for the others"
+	@echo "make audit         known vulnerabilities of what is installed"
 	@echo "make -C swin train: train the embedded model; the same in resnet, san, pvt"
 
 install: $(INSTALLED)
 
 integrations: $(INSTALLED)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c ci/constraints.txt \
-	  -e './core[integrations]'
+	$(call fetch,integrations,-e './core[integrations]')
 
 # One thread a process: the processes already fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
@@ -57,6 +58,20 @@ bench: $(INSTALLED)
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
+
+# Tools that have needs of their own stay out of .venv.
+TOOLS := build/tools
+$(TOOLS)/.installed: ci/locks/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
+	  --require-hashes -r $<
+	touch $@
+
+lock: $(TOOLS)/.installed
+	$(TOOLS)/bin/python ci/lock.py $(ARGS)
+
+audit: $(INSTALLED) $(TOOLS)/.installed
+	$(TOOLS)/bin/python ci/audit.py $(PY) $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -4,7 +4,6 @@ MMCV := mmcv==2.1.0
 WHEELHOUSE ?= $(ROOT)/build/wheelhouse
 BUILT := $(ROOT)/build/wheelhouse/.built
 BUILD := $(ROOT)/build/mmcv
-PIP := $(PY) -m pip --quiet --disable-pip-version-check
 
 .PHONY: mmcv
 # Both packages own the same folder, so neither may be there when the other comes.
@@ -13,16 +12,17 @@ mmcv: $(INSTALLED) $(if $(filter $(ROOT)/build/wheelhouse,$(WHEELHOUSE)),$(BUILT
 	  $(MMCV) 2>/dev/null || { echo "error: WHEELHOUSE=$(WHEELHOUSE): no wheel of $(MMCV) for this" \
 	  "Python; leave WHEELHOUSE out to build one" >&2; exit 2; }
 	$(PIP) uninstall --yes mmcv-lite mmcv
-	$(PIP) install -c $(ROOT)/ci/constraints.txt --find-links $(WHEELHOUSE) $(MMCV)
-	$(PIP) install -c $(ROOT)/ci/constraints.txt -e '$(ROOT)/core[downstream]'
+	$(PIP) install --no-deps --no-index --find-links $(WHEELHOUSE) $(MMCV)
+	$(call fetch,downstream,-e '$(ROOT)/core[downstream]')
 	$(PY) -c "import mmcv.ops, mmdet, mmseg"
 
 # Its setup.py asks for C++17 and torch's headers for C++20, and it imports the torch at hand.
 $(BUILT): | $(INSTALLED)
 	rm -rf $(BUILD)
 	mkdir -p $(BUILD) $(@D)
-	$(PIP) install -c $(ROOT)/ci/constraints.txt ninja
-	$(PIP) download --no-deps --no-binary mmcv --no-build-isolation -d $(BUILD) $(MMCV)
+	$(call fetch,downstream,ninja)
+	$(PIP) download --no-deps --no-binary mmcv --no-build-isolation -d $(BUILD) \
+	  --require-hashes -r $(ROOT)/ci/locks/mmcv.txt
 	tar -xzf $(BUILD)/mmcv-*.tar.gz -C $(BUILD) --strip-components 1
 	sed -i.orig 's/c++17/c++20/g' $(BUILD)/setup.py
 	MMCV_WITH_OPS=1 $(PIP) wheel --no-deps --no-build-isolation -w $(@D) $(BUILD)

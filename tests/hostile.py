@@ -6,6 +6,7 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,18 +30,20 @@ def mutations(path: Path, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         seed: Of the changes.
         count: How many.
     """
-    draw = random.Random(seed)
+    return islice(_mutations(path, random.Random(seed)), count)
+
+
+def _mutations(path: Path, draw: random.Random) -> Iterator[tuple[str, bytes]]:
+    """The pickles that are always the same in both formats, then without end what is drawn."""
     whole, content = path.read_bytes(), torch.load(path, weights_only=True)
-    kinds = [*_BYTES.items(), *_CONTENTS.items(), *_PICKLES.items()]
-    for number in range(count):
-        name, change = kinds[number % len(kinds)]
-        if name in _BYTES:
+    for name, bomb in BOMBS.items():
+        yield f"{name}, zipped", with_pickle(bomb)
+        yield f"{name}, legacy", legacy(bomb)
+    while True:
+        for name, change in _BYTES.items():
             yield name, change(whole, draw)
-        elif name in _CONTENTS:
+        for name, change in _CONTENTS.items():
             yield name, saved(change(content, draw), zipped=draw.random() < 0.7)
-        else:
-            make = with_pickle if draw.random() < 0.7 else legacy
-            yield name, make(change(draw))
 
 
 def saved(content: object, *, zipped: bool = True) -> bytes:
@@ -197,7 +200,4 @@ _CONTENTS: dict[str, Callable] = {
     "another type again": _set_anywhere,
     "another weight": _change_weight,
     "expanded": _set("extra", value=torch.zeros(1).expand(10**9)),
-}
-_PICKLES: dict[str, Callable] = {
-    name: (lambda draw, bomb=bomb: bomb) for name, bomb in BOMBS.items()
 }

@@ -79,13 +79,16 @@ def tiny_config(work_dir: Path, **changes) -> Config:
     return cfg
 
 
+def unformatted_configs():
+    """Configs are written several times a run; to format one takes longer than to train."""
+    return mock.patch("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
+
+
 def run(cfg: Config, *hooks: Hook) -> ACmixRunner:
     """Train, and give the runner back; also when a ``StopHook`` stopped it."""
-    # Configs are written several times a run; to format one takes longer than to train.
-    plain = mock.patch("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
     # MMEngine gives runs of one name that start in the same second one message hub.
     cfg.experiment_name = f"run_{next(_numbers)}"
-    with DefaultScope.overwrite_default_scope("mmengine"), plain:
+    with DefaultScope.overwrite_default_scope("mmengine"), unformatted_configs():
         runner = QuickRunner.from_cfg(cfg)
         for hook in hooks:
             runner.register_hook(hook)

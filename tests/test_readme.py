@@ -48,9 +48,9 @@ def commands():
     found = []
     for parameter in blocks("bash"):
         path, body, _ = parameter.values
+        folder = ROOT if ROOT / "docs" in path.parents else path.parent
         for line in body.strip().splitlines():
             words = shlex.split(line, comments=True)
-            folder = ROOT if "docs" in path.parts else path.parent
             found.append(pytest.param(folder, words, id=f"{parameter.id}: {' '.join(words)}"))
     return found
 

@@ -43,11 +43,13 @@ def sliding_window_attention(
         for dx in range(-pad, pad + 1, dilation):
             row, row_inside = _neighbour(ys + dy, height, reflect)
             col, col_inside = _neighbour(xs + dx, width, reflect)
-            key = _at(k, row, col) + position_p - _at(position, row, col)
-            logit = (query * key).sum(dim=2) * q.shape[2] ** -0.5
             outside = ~(row_inside[:, None] & col_inside[None, :])
+            key = _at(k, row, col) + position_p - _at(position, row, col)
+            # What is outside has no weight, and zero times NaN would be NaN.
+            key, value = (x.masked_fill(outside, 0.0) for x in (key, _at(v, row, col)))
+            logit = (query * key).sum(dim=2) * q.shape[2] ** -0.5
             logits.append(logit.masked_fill(outside, float("-inf")))
-            values.append(_at(v, row, col))
+            values.append(value)
     weights = torch.stack(logits).softmax(dim=0)
     return (weights.unsqueeze(3) * torch.stack(values)).sum(dim=0)
 

@@ -33,7 +33,8 @@ class Digits(BaseDataset):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        images, labels = load_digits().images, load_digits().target
+        digits = load_digits()
+        images, labels = digits.images, digits.target
         train, test = train_test_split(
             np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
         )

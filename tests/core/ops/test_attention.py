@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import acmix
-from operator_contract import CpuContract
+from operator_contract import CpuContract, needs_kernels
 from operators import Attention, Case
+from support import gradients
 
 
 class TestAttention(CpuContract):
@@ -34,3 +35,32 @@ def test_huge_window(backend):
     inputs = Attention().inputs(case)
     actual, expected = Attention().on(case, backend), Attention().reference_on(case)
     torch.testing.assert_close(actual(*inputs), expected(*inputs))
+
+
+@pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_kernels), "torch"])
+@pytest.mark.parametrize(
+    ("size", "dilation"), [((28, 28), 1), ((10, 25), 4)], ids=["within", "cut"]
+)
+@pytest.mark.parametrize("argument", [0, 1, 2], ids=["q", "k", "v"])
+def test_what_is_not_a_number_and_its_gradient(argument, size, dilation, backend):
+    case = Case(size, dilation=dilation, batch=1, heads=2, depth=4)
+    inputs = Attention().inputs(case)
+    inputs[argument][0, 0, 1, 5, 14] = float("nan")
+    actual = gradients(Attention().on(case, backend), *inputs)
+    expected = gradients(Attention().reference_on(case), *inputs)
+    assert 0 < expected[0].isnan().sum() < expected[0].numel()
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "backend", [pytest.param("cpu", marks=needs_kernels), "torch", "reference"]
+)
+@pytest.mark.parametrize("argument", [1, 2], ids=["k", "v"])
+def test_not_a_number_reaches_the_queries_whose_window_has_it(argument, backend):
+    case = Case((28, 28), batch=1, heads=2, depth=4)
+    inputs = Attention().inputs(case)
+    inputs[argument][0, 0, 1, 14, 14] = float("nan")
+    out = Attention().on(case, backend)(*inputs)
+    expected = torch.zeros(2, 28, 28, dtype=torch.bool)
+    expected[0, 11:18, 11:18] = True
+    assert torch.equal(out[0].isnan().any(dim=1), expected)

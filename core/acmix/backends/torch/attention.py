@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acmix.backends.torch import any_size
+from acmix.backends.torch import any_size, by_row
 from acmix.geometry import can_reflect, ceil_div, output_size, usable_window
 from acmix.tracing import is_known
 
@@ -36,11 +36,18 @@ def sliding_window_attention(
         # q_p . position_p is the same for every key of p, so the softmax drops it, and
         # position_r belongs to the key alone: the position term is a change of the keys.
         k = k - position
+    window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
+    if not is_known(*q.shape[-2:]):
+        return any_size.sliding_window_attention(q, k, v, **window)
+    out = _in_tiles(q, k, v, **window)
+    return by_row.sliding_window_attention(q, k, v, **window) if by_row.is_needed(out) else out
+
+
+def _in_tiles(
+    q: Tensor, k: Tensor, v: Tensor, *, kernel_size: int, stride: int, dilation: int
+) -> Tensor:
+    """See ``acmix.sliding_window_attention``; the position is in the keys already."""
     height, width = q.shape[-2:]
-    if not is_known(height, width):
-        return any_size.sliding_window_attention(
-            q, k, v, kernel_size=kernel_size, stride=stride, dilation=dilation
-        )
     out_h, out_w = output_size((height, width), stride)
     pad = dilation * (kernel_size // 2)
     if can_reflect((height, width), pad):

@@ -1,0 +1,77 @@
+"""Write the locks: every package that is installed, in one version, with the hashes of its files.
+
+``make lock`` runs it. Versions are those of ``ci/constraints.txt``; what that doesn't have keeps
+its version, unless ``ARGS=--upgrade`` asks for the newest that fits. The locks hold for every
+Python and platform: hashes are of all files that the package index has of a version.
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+CI = Path(__file__).resolve().parent
+LOCKS = CI / "locks"
+# By the lock's name: extras of the core, and what is needed besides.
+CONTENTS = {
+    "install": (["mm", "dev", "onnx"], []),
+    "integrations": (["integrations"], []),
+    "downstream": (["downstream"], ["ninja"]),
+    "tools": ([], ["uv", "pip-audit"]),
+}
+# It has no wheels and is built by `make mmcv`, so nothing can be asked of it before torch is there.
+BUILT = re.compile(r"mmcv\b")
+
+
+def main() -> None:
+    """Write all locks."""
+    LOCKS.mkdir(exist_ok=True)
+    for name in CONTENTS:
+        lock(name)
+    compile_lock("mmcv", [pinned("mmcv")], ["--no-deps"])
+
+
+def lock(name: str) -> None:
+    """Write one lock; what ``install`` has is in none of the others but ``tools``."""
+    first, options = LOCKS / "install.txt", []
+    wanted = requirements(name)
+    if name in ("integrations", "downstream"):
+        wanted += requirements("install")
+        options = ["--constraints", str(first)]
+        options += [f"--no-emit-package={package}" for package in packages(first)]
+    compile_lock(name, wanted, options)
+
+
+def requirements(name: str) -> list[str]:
+    """What a lock is to have, as the metadata of the packages says it."""
+    project = tomllib.loads((CI.parent / "core" / "pyproject.toml").read_text())["project"]
+    extras, others = CONTENTS[name]
+    wanted = [r for extra in extras for r in project["optional-dependencies"][extra]]
+    own = project["dependencies"] if extras else []
+    return [r for r in own + wanted + others if not BUILT.match(r) or r.startswith("mmcv-lite")]
+
+
+def packages(path: Path) -> set[str]:
+    """Names of what a lock has."""
+    return set(re.findall(r"^([\w.-]+)==", path.read_text(), re.MULTILINE))
+
+
+def pinned(package: str) -> str:
+    """Requirement of the version that the tests were run with."""
+    text = (CI / "constraints.txt").read_text()
+    return re.search(rf"^{package}==\S+", text, re.MULTILINE)[0]
+
+
+def compile_lock(name: str, wanted: list[str], options: list[str]) -> None:
+    """Have uv write ``name`` from requirements."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--output-file"]
+    command += [str(LOCKS / f"{name}.txt"), "--constraints", str(CI / "constraints.txt")]
+    command += ["--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"]
+    command += ["--no-annotate", "--custom-compile-command", "make lock", *options]
+    command += sys.argv[1:]
+    subprocess.run(command, input="\n".join(wanted), text=True, check=True)
+
+
+if __name__ == "__main__":
+    main()
