@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import acmix
 from exporting import OPEN, assert_equal_at, onnx_session, to_onnx
-from user_networks import NETWORKS, build_network, images
+from user_networks import NETWORKS, PROGRAMS_REFUSE, build_network, images
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = ((64, 96), (96, 64), (160, 128))
@@ -15,6 +15,7 @@ BY_TIME = [
     pytest.param(name, marks=[pytest.mark.slow, *[pytest.mark.thorough] * (name != "csp")])
     for name in NETWORKS
 ]
+EXPORTED = [parameter for parameter in BY_TIME if parameter.values[0] not in PROGRAMS_REFUSE]
 
 
 def step(network, run, x):
@@ -28,12 +29,14 @@ def step(network, run, x):
 @pytest.mark.parametrize("name", BY_TIME)
 def test_training_step_compiles(name):
     torch._dynamo.reset()
-    # Statistics of a batch would be updated twice; ultralytics decodes boxes in evaluation.
+    # In evaluation, as statistics of a batch would be updated twice.
     network, x = build_network(name).double(), images(64).double()
-    compiled = torch.compile(network)
-    torch.testing.assert_close(
-        step(network, compiled, x), step(network, network, x), rtol=1e-5, atol=1e-7
-    )
+    out, grads = step(network, torch.compile(network), x)
+    expected, expected_grads = step(network, network, x)
+    assert (out - expected).abs().max() <= 1e-9 * expected.abs().max()
+    scale = max(grad.abs().max() for grad in expected_grads)
+    for mine, theirs in zip(grads, expected_grads, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-9 * scale
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -62,7 +65,7 @@ def test_trace_serves_other_sizes(name):
     assert_equal_at(traced, network, SIZES[:2], tolerance=1e-3)
 
 
-@pytest.mark.parametrize("name", BY_TIME)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_program_serves_other_sizes(name):
     network = build_network(name)
     program = torch.export.export(network, (torch.randn(2, 3, 64, 64),), dynamic_shapes=(OPEN,))
@@ -70,12 +73,21 @@ def test_program_serves_other_sizes(name):
     assert_equal_at(program.module(), network, SIZES)
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_onnx_of_a_program_serves_other_sizes(name, tmp_path):
+    assert_onnx_serves(name, tmp_path / "network.onnx", dynamo=True)
+
+
 @pytest.mark.parametrize("name", BY_TIME)
-def test_onnx_serves_other_sizes(name, dynamo, tmp_path):
-    network, path = build_network(name), tmp_path / "network.onnx"
+def test_onnx_of_a_trace_serves_other_sizes(name, tmp_path):
+    assert_onnx_serves(name, tmp_path / "network.onnx", dynamo=False)
+
+
+def assert_onnx_serves(name, path, *, dynamo):
+    network = build_network(name)
     to_onnx(network, torch.randn(2, 3, 64, 64), path, dynamo=dynamo)
-    assert_equal_at(onnx_session(path), network, SIZES)
+    # Boxes are hundreds of pixels.
+    assert_equal_at(onnx_session(path), network, SIZES, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
