@@ -53,8 +53,8 @@ def requirements(name: str) -> list[str]:
 
 
 def packages(path: Path) -> set[str]:
-    """Names of what a lock has."""
-    return set(re.findall(r"^([\w.-]+)==", path.read_text(), re.MULTILINE))
+    """Names of what a lock has on every platform."""
+    return set(re.findall(r"^([\w.-]+)==[^\s;]+ \\$", path.read_text(), re.MULTILINE))
 
 
 def pinned(package: str) -> str:

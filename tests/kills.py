@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from forks import in_a_clean_fork
 from runs import run
 
 _OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir")
@@ -86,19 +87,12 @@ class KillHook(Hook):
 
 
 def run_until_killed(cfg: Config, kill: Callable[[Config], None]) -> bool:
-    """Train in a fork of this process, which has everything imported; whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            kill(cfg)
-            run(cfg)
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, "the run failed"
-    return False
+    """Train in a process of its own; whether it was killed."""
+    code = in_a_clean_fork(_train, cfg, kill)
+    assert code in (0, -signal.SIGKILL), f"the run failed: {code}"
+    return code != 0
+
+
+def _train(cfg: Config, kill: Callable[[Config], None]) -> None:
+    kill(cfg)
+    run(cfg)

@@ -1,13 +1,11 @@
 """A checkpoint that can't be written ends a run with a reason, and leaves those that there are."""
 
-import os
 import resource
 import subprocess
-from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from acmix.mm import cli
+from forks import in_a_clean_fork, train_with_limit
 from runs import read
 from support import ROOT
 
@@ -18,23 +16,11 @@ SMALL += ["default_hooks.checkpoint.max_keep_ckpts=1"]
 
 
 def train(work_dir, *arguments, epochs=1, limit=resource.RLIM_INFINITY):
-    """The command in a fork, which has everything imported: exit code and what it printed."""
+    """The command in a process of its own: exit code and what it printed."""
     output = work_dir.parent / "output.txt"
     options = ["--cfg-options", f"train_cfg.max_epochs={epochs}", *SMALL]
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            with output.open("w") as file, redirect_stdout(file), redirect_stderr(file):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # as `ulimit -f` does
-                cli.train(SWIN, [CONFIG, "--work-dir", str(work_dir), *arguments, *options])
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), output.read_text()
+    command = [CONFIG, "--work-dir", str(work_dir), *arguments, *options]
+    return in_a_clean_fork(train_with_limit, output, limit, SWIN, command), output.read_text()
 
 
 def assert_told(output, path, reason):
