@@ -1,6 +1,5 @@
-"""Several processes on this machine that compute together, as forks of the test's own."""
+"""Several processes on this machine that compute together."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from forks import start_clean_fork
 
 
 def together(count: int, meeting: Path | str, function: Callable[[int], None]) -> None:
@@ -21,13 +22,7 @@ def together(count: int, meeting: Path | str, function: Callable[[int], None]) -
     Raises:
         AssertionError: One of them failed; its traceback is on stderr.
     """
-    fork = multiprocessing.get_context("fork").Process
-    processes = [
-        fork(target=_run, args=(rank, count, meeting, function), daemon=True)
-        for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
+    processes = [start_clean_fork(_run, rank, count, meeting, function) for rank in range(count)]
     running = list(processes)
     while running:
         wait([process.sentinel for process in running])

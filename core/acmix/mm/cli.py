@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmengine
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
@@ -57,6 +58,7 @@ def train(project: Path, argv: Sequence[str] | None = None) -> None:
     runner = _build_runner(cfg)
     runner.train()
     _print_result(runner)
+    _leave_the_others()
 
 
 @input_errors_explained()
@@ -73,6 +75,7 @@ def test(project: Path, argv: Sequence[str] | None = None) -> None:  # noqa: PT0
     metrics = runner.test()
     if args.out_item == "metrics":
         mmengine.dump(metrics, args.out)
+    _leave_the_others()
 
 
 def _build_runner(cfg: Config) -> ACmixRunner:
@@ -80,6 +83,12 @@ def _build_runner(cfg: Config) -> ACmixRunner:
     check_checkpoint(cfg)
     check_work_dir(cfg)
     return ACmixRunner.from_cfg(cfg)
+
+
+def _leave_the_others() -> None:
+    """End the group of processes: its threads would abort this one now and then at its exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _print_result(runner: ACmixRunner) -> None:
