@@ -52,6 +52,17 @@ def run_tool(project, tool, *arguments, cwd, check=True, processes=1):
     return result
 
 
+def scrambled(network: nn.Module, mean: float = 0.05, std: float = 0.2) -> nn.Module:
+    """The network in evaluation with random parameters and statistics, none at its start."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, mean, std)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
 def gradients(function: Callable, *inputs, **options) -> tuple[Tensor, list[Tensor | None]]:
     """Output and gradients of the inputs, under an output gradient that depends on shape alone."""
     leaves = [x if x is None else x.detach().clone().requires_grad_() for x in inputs]

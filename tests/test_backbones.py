@@ -13,7 +13,7 @@ from torch import nn
 from acmix.complexity import count_multiply_adds, count_parameters
 from acmix.modules import ACmixBase
 from families import FAMILIES
-from support import ROOT, assert_module_within_error_budget
+from support import ROOT, assert_module_within_error_budget, scrambled
 
 
 def deploy(backbone):
@@ -198,13 +198,7 @@ def test_channels_last_equals_contiguous(family):
 
 @pytest.mark.parametrize("fuse", [deploy, fuse_conv_bn, lambda m: fuse_conv_bn(deploy(m))])
 def test_folded_backbone_gives_the_same(family, fuse):
-    backbone = family.build(out_indices=family.every_stage).eval()
-    for parameter in backbone.parameters():
-        nn.init.normal_(parameter, 0.02, 0.1)
-    for norm in backbone.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 2)
+    backbone = scrambled(family.build(out_indices=family.every_stage), 0.02, 0.1)
     x = torch.randn(2, 3, 97, 61)
     with torch.no_grad():
         expected = backbone(x)

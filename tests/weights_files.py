@@ -29,7 +29,7 @@ import acmix_swin  # noqa: F401
 from acmix import load_released
 from acmix.convert import main as convert
 from runs import QuickRunner
-from support import GOLDEN, golden
+from support import GOLDEN, golden, scrambled
 
 CLASSES = 5
 STAGES = dict(embed_dims=16, depths=[2, 2, 2], num_heads=[1, 2, 4])
@@ -66,17 +66,6 @@ def swin(**options) -> dict:
     """A Swin-ACmix of three stages for images of 64 pixels."""
     backbone = dict(type="ACmixSwinTransformer", arch=STAGES, out_indices=(2,), window_size=4)
     return classifier({**backbone, "img_size": 64, **options}, 64)
-
-
-def scrambled(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode with random weights of every kind, none at its start."""
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, 0.05, 0.2)
-    for norm in network.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 2)
-    return network.eval()
 
 
 def written(model: dict, network: nn.Module, content: dict, path: Path) -> Written:

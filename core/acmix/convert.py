@@ -19,6 +19,7 @@ from acmix.checkpoint import state_dict_of
 from acmix.digests import KEY, digests_of
 from acmix.errors import CheckpointError, InputError
 from acmix.mm.admission import class_names
+from acmix.mm.checks import check_folder
 from acmix.mm.conversion import BACKBONE, Conversion
 from acmix.mm.explain import input_errors_explained
 from acmix.mm.files import whole_file
@@ -68,11 +69,12 @@ def write(path: Path, conversion: Conversion, classes: tuple[str, ...] | None, k
     """
     # With what was left over: a plain ResNet is only known by it.
     weights = conversion.state_dict | conversion.dropped
-    weights = {name: weight.clone() for name, weight in weights.items()}
     with whole_file(path) as partial:
         if kind == "safetensors":
             write_safetensors(partial, weights, classes)
         else:
+            # A view would be saved with all that it is a view of.
+            weights = {name: weight.clone() for name, weight in weights.items()}
             meta = {} if classes is None else {"dataset_meta": {"classes": list(classes)}}
             content = {"meta": meta, "state_dict": weights}
             torch.save({**content, KEY: digests_of(content)}, partial)
@@ -109,8 +111,7 @@ def _check_output(path: Path, kind: str | None, force: bool) -> str:
     if not kinds or (kind is not None and kind not in kinds):
         endings = [e for name, es in _ENDINGS.items() if kind in (None, name) for e in es]
         raise InputError(f"OUT={path}: give a name that ends in {' or '.join(endings)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"OUT={path}: its folder does not exist; create it first")
+    check_folder("OUT", path)
     if path.exists() and (not force or not path.is_file()):
         raise InputError(f"OUT={path}: is there already; give another name, or --force")
     return kinds[0]

@@ -111,8 +111,13 @@ def check_out(args: argparse.Namespace) -> None:
     endings = (".json", ".pkl", ".pickle") if args.out_item == "metrics" else (".pkl", ".pickle")
     if not args.out.endswith(endings):
         raise InputError(f"--out={args.out}: give a name that ends in {' or '.join(endings)}")
-    if not Path(args.out).absolute().parent.is_dir():
-        raise InputError(f"--out={args.out}: its folder does not exist; create it first")
+    check_folder("--out", Path(args.out))
+
+
+def check_folder(name: str, path: Path) -> None:
+    """Refuse a file to write, given as the argument ``name``, whose folder is not there."""
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{name}={path}: its folder does not exist; create it first")
 
 
 def _near(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The export command of every project."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from acmix.mm.exporting import OPSET, Check, Exported, format_of, write_checked
 from acmix.mm.parsers import export_parser
 from acmix.mm.read import read_anywhere
 from acmix.mm.settings import read_config
+from acmix.mm.sources import datasets
 from acmix.mm.weights import load_weights
 
 # Beside the example, where sizes are open: other sides, an odd size, several images.
@@ -119,7 +121,10 @@ def _size(given: list[int] | None, cfg: Config) -> tuple[int, int]:
 def _size_of(cfg: Config) -> tuple[int, int]:
     """The size to which the test pipeline brings images, if it is one."""
     found = None
-    for step in _steps(cfg):
+    steps = (
+        step for _, data in datasets(cfg, ("test_dataloader",)) for step in data.get("pipeline", ())
+    )
+    for step in steps:
         value = step.get("crop_size") or step.get("scale")
         # MMEngine has width before height.
         if isinstance(value, int):
@@ -129,13 +134,6 @@ def _size_of(cfg: Config) -> tuple[int, int]:
     if found is None:
         raise InputError("--size is missing: the config's test images are of different sizes")
     return found
-
-
-def _steps(cfg: Config) -> Iterator[dict]:
-    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
-    yield from dataset.get("pipeline", ())
 
 
 def _print(out: Path, checks: list[Check]) -> None:
