@@ -1,7 +1,6 @@
 """The export command of every project."""
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
