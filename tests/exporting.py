@@ -94,3 +94,10 @@ def written(
     """The model as a file, read again."""
     kind.write(model, path, Request([x], dynamic=any_size))
     return kind.load(path)
+
+
+def in_openvino(path: Path) -> Run:
+    """An ONNX file as a function that OpenVINO compiles."""
+    openvino = pytest.importorskip("openvino", reason="pip install openvino")
+    compiled = openvino.Core().compile_model(path, "CPU")
+    return lambda x: tuple(torch.from_numpy(out) for out in compiled(x.numpy()).values())
