@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_bad_input_is_named(checkpoints, out, flags, message, tmp_path, capsys, 
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "closed").mkdir()
     # An administrator may write anywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "closed")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
     with pytest.raises(SystemExit) as stopped:
         run(checkpoints, tmp_path / out, *flags)
     assert stopped.value.code == 2

@@ -150,7 +150,7 @@ class Program(FileFormat):
         return sum(node.op == "call_function" for node in self._read(path).graph.nodes)
 
     def _read(self, path: Path) -> ExportedProgram:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _quiet():
             return torch.export.load(file)
 
 
@@ -201,11 +201,15 @@ class Trace(FileFormat):
 
     def load(self, path: Path) -> Run:
         """See ``FileFormat``."""
-        return _giving_tuples(torch.jit.load(str(path)))
+        return _giving_tuples(self._read(path))
 
     def nodes(self, path: Path) -> int:
         """See ``FileFormat``."""
-        return len(list(torch.jit.load(str(path)).inlined_graph.nodes()))
+        return len(list(self._read(path).inlined_graph.nodes()))
+
+    def _read(self, path: Path) -> torch.jit.ScriptModule:
+        with _quiet():
+            return torch.jit.load(str(path))
 
 
 # The longer one of two that fit comes first.
