@@ -9,7 +9,7 @@ help:
 	@echo "make integrations  timm, Lightning, ultralytics and others, for tests of our layers in them"
 	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
 	@echo "make lint          style, format and types; 'make format' mends what it can"
-	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
+	@echo "make check-tables  tables of the pages against their sources; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"

@@ -56,5 +56,5 @@ test: check-launch $(INSTALLED)
 # A file name is taken from where make was called.
 export: $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
-	@test -n "$(OUT)" || { echo "error: OUT is empty; give OUT=file.onnx, .pt2 or .pt" >&2; exit 2; }
+	@test -n "$(OUT)" || { echo "error: OUT is empty; give OUT=file.onnx, .pt2, .aot.pt2 or .pt" >&2; exit 2; }
 	$(PY) tools/export.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(if $(filter /%,$(OUT)),,$(PWD)/)$(OUT) $(args)

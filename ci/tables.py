@@ -1,4 +1,4 @@
-"""The tables of the READMEs: models from the metafile.yml of each project, speed from the CSV.
+"""The tables of the pages: models from the metafile.yml of each project, measurements from CSVs.
 
 ``python ci/tables.py`` fails when a table differs from its source or a metafile names a config that
 is not there; ``--write`` writes the tables.
@@ -25,6 +25,8 @@ HEADS = {
 }
 RECIPE = "| setting | authors | here | why |\n|---|---|---|---|"
 RATIOS = ROOT / "core/benchmarks/ratios.csv"
+EXPORTED = ROOT / "core/benchmarks/exported_models.csv"
+NOT_MEASURED = "–"
 
 
 def read_section(project: str, section: str) -> list[dict]:
@@ -86,8 +88,7 @@ def render_recipe(project: str) -> str:
 
 def render_speed() -> str:
     """The rows of the benchmark, one for each case and mode, and the machine that they are of."""
-    with RATIOS.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read_csv(RATIOS)
     lines = [
         f"Measured on {rows[0]['device']}.",
         "",
@@ -107,6 +108,31 @@ def _side(row: dict) -> str:
         median, unit = 1e3 * median, "ms"
     figure = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
     return f"{row['side']} {figure} {unit}"
+
+
+def render_exports() -> str:
+    """The ONNX files of the ImageNet models, and what they take next to eager mode."""
+    lines = [
+        "| model | nodes | MiB | largest error: onnxruntime, OpenVINO | eager, ms "
+        "| onnxruntime | OpenVINO |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = _read_csv(EXPORTED)
+    for row in rows:
+        ratios = (f"×{row[f'{side} ratio']}" for side in ("onnxruntime", "OpenVINO"))
+        cells = [
+            *(row["model"], row["nodes"], row["MiB"]),
+            f"{row['error']}, {row['OpenVINO error'] or NOT_MEASURED}",
+            *([row["eager ms"], *ratios] if row["eager ms"] else [NOT_MEASURED] * 3),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    devices = dict.fromkeys(row["device"] for row in rows if row["device"])
+    return "\n".join([*lines, *("", f"Times of {'; '.join(devices)}.") * bool(devices)])
+
+
+def _read_csv(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def replace_table(text: str, section: str, source: str, table: str, name: str) -> str:
@@ -144,7 +170,7 @@ def main() -> None:
 
 
 def _tables() -> dict[Path, list[tuple[str, str, str]]]:
-    """Section, source and table of every table of each README."""
+    """Section, source and table of every table of each page."""
     readmes = {ROOT / "README.md": PROJECTS}
     readmes |= {ROOT / project / "README.md": (project,) for project in PROJECTS}
     tables = {
@@ -158,6 +184,8 @@ def _tables() -> dict[Path, list[tuple[str, str, str]]]:
         recipe = ("Recipe", "metafile.yml", render_recipe(project))
         tables[ROOT / project / "README.md"].append(recipe)
     tables[ROOT / "core/README.md"] = [("Speed", "benchmarks/ratios.csv", render_speed())]
+    exports = ("Exports", str(EXPORTED.relative_to(ROOT)), render_exports())
+    tables[ROOT / "docs/your-network/export.md"] = [exports]
     return tables
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import acmix
-from exporting import OPEN, SIZES, OnMaps, assert_equal_at, backbone
+from acmix.mm.formats import OPEN
+from exporting import SIZES, OnMaps, assert_equal_at, backbone
 from families import FAMILIES
 
 pytestmark = pytest.mark.slow

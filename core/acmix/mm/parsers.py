@@ -79,7 +79,9 @@ def export_parser() -> argparse.ArgumentParser:
     parser = _config_parser("Write a trained model as a file that runs without acmix")
     parser.add_argument("checkpoint", help=CHECKPOINT)
     parser.add_argument(
-        "out", help="file: .onnx, .pt2 (torch.export) or .pt (TorchScript); replaced if it is there"
+        "out",
+        help="file: .onnx, .pt2 (torch.export), .aot.pt2 (AOTInductor) or .pt (TorchScript); "
+        "replaced if it is there",
     )
     parser.add_argument(
         "--size",
