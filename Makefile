@@ -1,8 +1,12 @@
 include ci/venv.mk
 include ci/mmcv.mk
 .DEFAULT_GOAL := help
+TOOLS := $(PLACE)build/tools
+OLDEST := $(PLACE)build/oldest
+# Of what is released.
+DIST ?= $(PLACE)dist
 
-.PHONY: help install integrations test test-fast test-core lint format tables check-tables info bench \
+.PHONY: help install integrations test test-fast test-core test-oldest lint format tables check-tables info bench \
   soak lock audit wheels check-wheels clean
 help:
 	@echo "make install       everything into .venv, pinned"
@@ -10,6 +14,7 @@ help:
 	@echo "make integrations  timm, Lightning, ultralytics and others, for tests of our layers in them"
 	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
 	@echo "make test-core     the core's alone, which needs torch, pytest and hypothesis; PY=python"
+	@echo "make test-oldest   the same with the oldest torch allowed, in an environment of its own"
 	@echo "make lint          style, format and types; 'make format' mends what it can"
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
 	@echo "make info          versions and backends"
@@ -39,6 +44,10 @@ test-fast: $(INSTALLED)
 test-core: $(if $(filter $(VENV)/%,$(PY)),$(INSTALLED))
 	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/core" $(PY) -m pytest tests/core $(ARGS)
 
+# The same with the oldest torch that the metadata allows.
+test-oldest: $(OLDEST)/.installed
+	$(MAKE) test-core PY=$(OLDEST)/bin/python
+
 CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 lint: $(INSTALLED)
@@ -67,11 +76,10 @@ bench: $(INSTALLED)
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
 
-# Tools that have needs of their own stay out of .venv.
-TOOLS := $(PLACE)build/tools
-$(TOOLS)/.installed: ci/locks/tools.txt
-	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
+# Environments that have needs of their own stay out of .venv.
+$(TOOLS)/.installed $(OLDEST)/.installed: $(PLACE)build/%/.installed: ci/locks/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
 	  --require-hashes -r $<
 	touch $@
 
@@ -81,14 +89,13 @@ lock: $(TOOLS)/.installed
 audit: $(INSTALLED) $(TOOLS)/.installed
 	$(TOOLS)/bin/python ci/audit.py $(PY) $(ARGS)
 
-# What is released, in DIST, and a look at it from an environment that has nothing else of ours.
-DIST ?= $(PLACE)dist
 wheels: $(TOOLS)/.installed
-	$(TOOLS)/bin/python ci/wheels.py $(DIST)
+	$(TOOLS)/bin/python ci/wheels.py "$(DIST)"
 
+# In an environment that has nothing else of ours.
 check-wheels:
 	$(PYTHON) ci/check_python.py
-	$(PYTHON) ci/check_wheels.py $(DIST) $(ARGS)
+	$(PYTHON) ci/check_wheels.py "$(DIST)" $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
