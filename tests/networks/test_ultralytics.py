@@ -2,8 +2,6 @@
 
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy
 import pytest
@@ -13,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from acmix import ACmix2d, InputError
+from forks import run_python
 from support import ROOT
 
 pytest.importorskip("ultralytics", reason="pip install 'ultralytics>=8.4,<8.5'")
@@ -201,8 +200,7 @@ def test_a_checkpoint_registers_in_a_fresh_process(tmp_path):
         files.append(str(tmp_path / f"{make.__name__}.pt"))
         make().save(files[-1])
     for path in files:  # Each in a process of its own: one registers for the other.
-        command = [sys.executable, "-c", AGAIN, path]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run_python("-c", AGAIN, path, cwd=tmp_path)
         assert "layers 4" in done.stdout, done.stderr[-2000:]
 
 
