@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+import metafiles
+
+metafiles.read_once()
 pytest.register_assert_rewrite("operators", "operator_contract", "layer_contract")
 
 
@@ -14,7 +17,7 @@ def fixed_seed():
 
 def pytest_addoption(parser):
     """``--thorough``: also what takes a minute a test."""
-    parser.addoption("--thorough", action="store_true", help="compile and export whole backbones")
+    parser.addoption("--thorough", action="store_true", help="also run tests marked thorough")
 
 
 def pytest_collection_modifyitems(config, items):

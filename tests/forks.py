@@ -1,7 +1,6 @@
 """Forks of a process that has others' packages imported and has computed nothing yet.
 
-To import them takes longer than most of what a process then does. Ours are not among them: a
-command or a snippet has to import what it needs of them itself. A fork of the tests' own process
+To import them takes longer than most of what a process then does. A fork of the tests' own process
 would inherit what earlier tests left there: threads, caches, hooks, registered classes.
 """
 
@@ -23,12 +22,6 @@ from unittest import mock
 
 import cloudpickle
 
-# Those that are not installed are passed over.
-_OTHERS = (
-    *("mmpretrain.datasets", "mmpretrain.evaluation", "mmpretrain.models", "mmpretrain.engine"),
-    *("mmpretrain.visualization", "sklearn.datasets", "torch.utils.tensorboard"),
-    *("mmdet.apis", "mmseg.apis"),
-)
 # Read when they are imported.
 _VARIABLES = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg"}
 
@@ -36,8 +29,9 @@ _VARIABLES = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": 
 @cache
 def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_OTHERS))
-    with mock.patch.dict(os.environ, _VARIABLES):
+    context.set_forkserver_preload(["preloaded"])
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with mock.patch.dict(os.environ, _VARIABLES, PYTHONPATH=os.pathsep.join(paths)):
         forkserver.ensure_running()
     return context
 
