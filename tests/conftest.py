@@ -1,5 +1,7 @@
 """Fixtures for all tests."""
 
+import gc
+
 import pytest
 import torch
 
@@ -28,3 +30,9 @@ def pytest_collection_modifyitems(config, items):
             if item.get_closest_marker("thorough"):
                 item.add_marker(skip)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish(session):
+    """What was imported stays: a collection of garbage, as data sets start one, is short then."""
+    gc.collect()
+    gc.freeze()

@@ -3,6 +3,7 @@
 Ours are not among them: a command or a snippet has to import what it needs of them itself.
 """
 
+import gc
 from contextlib import suppress
 from importlib import import_module
 
@@ -29,3 +30,5 @@ metafiles.read_once()
 for library, name in _CONFIGS.items():
     with suppress(ImportError):
         Config._get_cfg_path(f"{library}::{name}", "")
+gc.collect()
+gc.freeze()  # so that a fork's collections of garbage are short, and copy no pages
