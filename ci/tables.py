@@ -86,20 +86,40 @@ def render_recipe(project: str) -> str:
     return "\n".join([RECIPE, *(f"| {' | '.join(row[key] for key in keys)} |" for row in rows)])
 
 
+def render_ratios() -> str:
+    """Times of the models as ratios to those of their plain twins, a row a model and device."""
+    rows = [row for row in _read_csv(RATIOS) if " / " in row["case"]]
+    ways = list(dict.fromkeys(row["mode"] for row in rows))
+    lines = [f"| model / plain twin | {' | '.join(ways)} |", "|---|" + "---|" * len(ways)]
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+    for device, case in dict.fromkeys((row["device"], row["case"]) for row in rows):
+        of_case = [row for row in rows if (row["device"], row["case"]) == (device, case)]
+        cells = [_ratios([row for row in of_case if row["mode"] == way]) for way in ways]
+        mark = f" ({devices.index(device) + 1})" if len(devices) > 1 else ""
+        lines.append(f"| {case}{mark} | {' | '.join(cells)} |")
+    named = (f"({i}) {device}" for i, device in enumerate(devices, start=1))
+    return "\n".join([*lines, "", f"Measured on {', '.join(named if devices[1:] else devices)}."])
+
+
+def _ratios(rows: list[dict]) -> str:
+    """The ratio of the model, and behind it that of its deploy form."""
+    found = {row["side"]: f"{float(row['ratio_to_first']):.2f}" for row in rows}
+    return " / ".join(found[side] for side in ("acmix", "deployed") if side in found) or "–"
+
+
 def render_speed() -> str:
-    """The rows of the benchmark, one for each case and mode, and the machine that they are of."""
-    rows = _read_csv(RATIOS)
-    lines = [
-        f"Measured on {rows[0]['device']}.",
-        "",
-        "| case | mode | medians, × the first | target |",
-    ]
-    lines.append("|---|---|---|---|")
-    for (case, mode), group in itertools.groupby(rows, lambda row: (row["case"], row["mode"])):
-        first, *others = group
-        sides = [_side(first), *(f"{_side(row)} (×{row['ratio_to_first']})" for row in others)]
-        lines.append(f"| {case} | {mode} | {', '.join(sides)} | {first['target'] or '–'} |")
-    return "\n".join(lines)
+    """All rows of the benchmark, one for each case and mode, and the machines that they are of."""
+    rows, lines = _read_csv(RATIOS), []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        lines += [f"### {device}", "", "| case | mode | medians, × the first | target |"]
+        lines.append("|---|---|---|---|")
+        of_device = (row for row in rows if row["device"] == device)
+        for (case, mode), group in itertools.groupby(of_device, lambda r: (r["case"], r["mode"])):
+            first, *others = group
+            sides = [_side(first), *(f"{_side(row)} (×{row['ratio_to_first']})" for row in others)]
+            lines.append(f"| {case} | {mode} | {', '.join(sides)} | {first['target'] or '–'} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _side(row: dict) -> str:
@@ -183,7 +203,9 @@ def _tables() -> dict[Path, list[tuple[str, str, str]]]:
     for project in PROJECTS:
         recipe = ("Recipe", "metafile.yml", render_recipe(project))
         tables[ROOT / project / "README.md"].append(recipe)
-    tables[ROOT / "core/README.md"] = [("Speed", "benchmarks/ratios.csv", render_speed())]
+    ratios = str(RATIOS.relative_to(ROOT))
+    tables[ROOT / "core/README.md"] = [("Speed", ratios, render_ratios())]
+    tables[ROOT / "docs/speed.md"] = [("Speed", ratios, render_speed())]
     exports = ("Exports", str(EXPORTED.relative_to(ROOT)), render_exports())
     tables[ROOT / "docs/your-network/export.md"] = [exports]
     return tables

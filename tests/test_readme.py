@@ -15,6 +15,7 @@ from mmpretrain.registry import MODELS
 from acmix import commands
 from acmix.mm import checks, parsers, settings
 from acmix.mm.projects import project_folder
+from forks import run_python
 from support import ROOT
 
 FOLDERS = [
@@ -64,9 +65,7 @@ def test_snippet_runs(path, snippet, output, tmp_path):
     for name in OPTIONAL:
         if re.search(rf"^(import|from) .*\b{name}\b", snippet, re.MULTILINE):
             pytest.importorskip(name, reason=f"{name} is not installed (pip install {name})")
-    result = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    result = run_python("-c", snippet, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     promised = output.splitlines() or re.findall(r"print\(.*\)  # (.*)", snippet)
     assert result.stdout.strip().splitlines() == promised

@@ -152,18 +152,32 @@ def test_unwritable_cache_is_named(tmp_path):
         build.build(tmp_path / "file" / "lib.so")
 
 
+COMPILER = """#!/bin/sh
+# Takes no time to compile, and some to link.
+while [ $# -gt 0 ]; do [ "$1" = -o ] && target=$2; shift; done
+case $target in
+*.o) touch "$target" ;;
+*.so) sleep 1 && cp {library} "$target" ;;
+esac
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_may_build_at_once(tmp_path):
+    compiler, cache = tmp_path / "compiler", tmp_path / "cache"
+    compiler.write_text(COMPILER.format(library=library.load().path))
+    compiler.chmod(0o755)
     code = "from acmix.backends.cpu import library; print(library.load().path)"
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "core"), "ACMIX_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "core")}
+    env |= {"CXX": str(compiler), "ACMIX_CACHE_DIR": str(cache)}
     running = [
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert outputs[0] == outputs[1]
-    (folder,) = tmp_path.iterdir()
+    (folder,) = cache.iterdir()
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["libacmix_cpu.so", "libacmix_cpu.so.sha256"]
 

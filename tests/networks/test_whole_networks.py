@@ -59,7 +59,9 @@ def test_half_precision_is_near(name):
     assert (found.float() - expected).norm() <= 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "csp")) for name in NETWORKS]
+)
 def test_trace_serves_other_sizes(name):
     network = build_network(name)
     traced = torch.jit.trace(network, torch.randn(2, 3, 64, 64), check_trace=False)
