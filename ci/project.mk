@@ -6,8 +6,10 @@ GPUS ?= 1
 NNODES ?= 1
 MASTER_PORT ?= 29500
 MAX_RESTARTS ?= 0
-# A path may be given from this folder or from where make was called.
-find = $(firstword $(wildcard $(1) $(PWD)/$(1)) $(1))
+# A path may be given from this folder or from where make was called, and may have spaces.
+found = $(shell test -e "$(1)" -o ! -e "$(PWD)/$(1)" && echo "$(2)" || echo "$(PWD)/$(1)")
+find = "$(call found,$(1),$(1))"
+absolute = "$(if $(filter /%,$(1)),$(1),$(call found,$(1),$(CURDIR)/$(1)))"
 several := $(filter-out 0 1,$(GPUS))
 machines := $(filter-out 1,$(NNODES))
 restarts := $(filter-out 0,$(MAX_RESTARTS))
@@ -22,7 +24,7 @@ torchrun = -m torch.distributed.run $(meeting) --nproc_per_node=$(or $(several),
 # A store of its own for every start: in a shared one, workers would find their dead predecessors.
 run = $(if $(restarts),TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) $(PY) $(if $(launched),$(torchrun))
 launcher = $(if $(launched),--launcher pytorch)
-data = $(if $(DATA_ROOT),--cfg-options data_root=$(abspath $(call find,$(DATA_ROOT))))
+data = $(if $(DATA_ROOT),--cfg-options data_root=$(call absolute,$(DATA_ROOT)))
 # The shell would take a bracket in a setting, as in a.scale=(320,240), for its own. ARGS that have
 # quotes are written for the shell already.
 special := ( ) [ ] { } * ? ; & | < >
@@ -42,7 +44,7 @@ help:
 install: $(INSTALLED)
 
 check-launch:
-	@$(PYTHON) $(ROOT)/ci/check_launch.py 'GPUS=$(GPUS)' 'NNODES=$(NNODES)' \
+	@$(PYTHON) $(ROOT)ci/check_launch.py 'GPUS=$(GPUS)' 'NNODES=$(NNODES)' \
 	  'NODE_RANK=$(NODE_RANK)' 'MASTER_ADDR=$(MASTER_ADDR)' 'MASTER_PORT=$(MASTER_PORT)' \
 	  'MAX_RESTARTS=$(MAX_RESTARTS)'
 
@@ -57,4 +59,4 @@ test: check-launch $(INSTALLED)
 export: $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
 	@test -n "$(OUT)" || { echo "error: OUT is empty; give OUT=file.onnx, .pt2, .aot.pt2 or .pt" >&2; exit 2; }
-	$(PY) tools/export.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(if $(filter /%,$(OUT)),,$(PWD)/)$(OUT) $(args)
+	$(PY) tools/export.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) "$(if $(filter /%,$(OUT)),,$(PWD)/)$(OUT)" $(args)

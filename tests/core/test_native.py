@@ -1,6 +1,5 @@
 """Building and loading the CPU library: variants, threads, forks, no compiler, addresses."""
 
-import ctypes
 import functools
 import os
 import subprocess
@@ -177,14 +176,14 @@ def test_wrong_variant_is_named(monkeypatch):
 
 
 def test_other_version_of_the_interface_is_named(monkeypatch):
-    path = library.load().path
+    path, built = library.load().path, library.ABI_VERSION
     with monkeypatch.context() as patch:
-        patch.setattr(library, "ABI_VERSION", library.ABI_VERSION + 1)
-        with pytest.raises(OSError, match="version 2 of the interface.*run python -m acmix"):
+        patch.setattr(library, "ABI_VERSION", built + 1)
+        with pytest.raises(OSError, match=f"version {built} of .*run python -m acmix"):
             library.Library(path)
     for operator in library.STRUCTS:
         with monkeypatch.context() as patch:
-            patch.setitem(library.STRUCTS, operator, type("Other", (ctypes.Structure,), {}))
+            patch.setitem(library.STRUCTS, operator, library.Layout(("i", "other")))
             with pytest.raises(OSError, match=f"struct of {operator} has .* run python -m acmix"):
                 library.Library(path)
 
