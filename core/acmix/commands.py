@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
     takes: str
     does: str
-    run: Callable[[Path, Sequence[str]], None]
+    run: Callable[[Path, Sequence[str]], object]
 
 
 def _list_configs(project: Path, argv: Sequence[str]) -> None:

@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from acmix.mm.export import export  # noqa: E402
-from acmix.mm.exporting import Exported  # noqa: E402
+from acmix.mm.exporting import Exported, difference  # noqa: E402
 from acmix.mm.formats import Onnx  # noqa: E402
-from exporting import error_at, in_openvino  # noqa: E402
+from exporting import in_openvino  # noqa: E402
 from support import build_model  # noqa: E402
 
 OUTPUT = Path(__file__).with_name("exported_models.csv")
@@ -88,7 +88,7 @@ def in_other_runtime(project: str, name: str, path: Path) -> dict:
     """Largest error of all sizes and batches in OpenVINO, which the command does not run."""
     model, run = Exported(random_model(config_of(project, name))), in_openvino(path)
     inputs = [0.1 * torch.randn(batch, 3, *size) for size in SIZES for batch in (1, 3)]
-    return {"OpenVINO error": f"{max(float(error_at(run, model, x)) for x in inputs):.1e}"}
+    return {"OpenVINO error": f"{max(difference(run(x), model(x)) for x in inputs):.1e}"}
 
 
 @torch.no_grad()

@@ -119,16 +119,22 @@ def test_an_onnx_file_in_half_precision(checkpoints, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [".pt2", ".aot.pt2"])
-def test_a_program_has_the_size_that_is_asked_for(ending, checkpoints, tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "flags", "shape"),
+    [
+        (".pt2", ["--dynamic", "--size", "96"], (5, 3, 111, 203)),
+        (".aot.pt2", ["--size", "40", "48", "--batch", "3"], (3, 3, 40, 48)),
+    ],
+)
+def test_a_program_serves_what_is_asked_for(ending, flags, shape, checkpoints, tmp_path):
     out = tmp_path / f"model{ending}"
-    run(checkpoints, out, "--size", "40", "48", "--batch", "3")
+    run(checkpoints, out, *flags)
     if ending == ".pt2":
         program = torch.export.load(out).module()
     else:
         program = torch._inductor.aoti_load_package(str(out))
         assert json.loads(program.get_metadata()[formats.METADATA])["classes"] == CLASSES
-    x = torch.randn(3, 3, 40, 48)
+    x = torch.randn(shape)
     with torch.no_grad():
         expected = small_model("swin")(x, mode="tensor")
         torch.testing.assert_close(program(x)[0], expected, rtol=0, atol=1e-4)

@@ -23,7 +23,8 @@ from acmix.mm.settings import read_config
 from acmix.mm.sources import datasets
 from acmix.mm.weights import load_weights
 
-# Where sizes are open, these are compared beside the one that is asked for; one is odd.
+# Where sizes are open, these are compared beside the one that is asked for, or larger ones if a
+# file has guards; one is odd.
 _OTHERS = ((192, 256), (97, 61))
 _BATCHES = (1, 3)
 # Of the example then: more than one pixel after all strides.
@@ -50,10 +51,12 @@ def export(project: Path, argv: Sequence[str] | None = None) -> list[Check]:
         raise InputError(f"--batch {args.batch}: give a positive number")
     network, classes = load_model(cfg, args.checkpoint)
     model = Exported(network)
+    guarded = FORMATS[ending_of(out)].guarded
+    shapes = _shapes(args.batch, size, args.dynamic, guarded)
     checks = write_checked(
         model,
         out,
-        [(batch, 3, *size) for batch, size in _shapes(args.batch, size, args.dynamic)],
+        [(batch, 3, *size) for batch, size in shapes],
         dynamic=args.dynamic,
         metadata=describe(model, cfg, size, classes, args),
         dtype=torch.float16 if args.half else torch.float32,
@@ -79,13 +82,16 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _shapes(batch: int, size: tuple[int, int], dynamic: bool) -> list[tuple[int, tuple[int, int]]]:
+def _shapes(
+    batch: int, size: tuple[int, int], dynamic: bool, guarded: bool
+) -> list[tuple[int, tuple[int, int]]]:
     """Batch and size of the example, and of what else is compared."""
     if not dynamic:
         return [(batch, size)]
     # torch.export takes a batch of one, and a map of one pixel, for the only ones there are.
     height, width = (max(side, least) for side, least in zip(size, _LEAST, strict=True))
-    sizes = dict.fromkeys((size, *_OTHERS))
+    others = ((height + 32, width + 64), (height + 1, width + 5)) if guarded else _OTHERS
+    sizes = dict.fromkeys((size, *others))
     return [(max(batch, 2), (height, width)), *product(_BATCHES, sizes)]
 
 

@@ -121,8 +121,8 @@ def write_checked(
                     found = run(x)
                 allowed = TOLERANCE
                 if dtype == torch.float16:
-                    allowed += HALF_BUDGET * _difference(near, wanted)
-                checks.append(Check(tuple(x.shape), _difference(found, wanted), allowed))
+                    allowed += HALF_BUDGET * difference(near, wanted)
+                checks.append(Check(tuple(x.shape), difference(found, wanted), allowed))
                 _require_same(path, checks[-1], remedy)
     return checks
 
@@ -142,7 +142,8 @@ def _results(model: Exported, inputs: list[Tensor], path: Path, remedy: str) -> 
     return results
 
 
-def _difference(outputs: Outputs, wanted: Outputs) -> float:
+def difference(outputs: Outputs, wanted: Outputs) -> float:
+    """Largest difference of an output, as a share of its largest value or of 1."""
     pairs = list(zip(outputs, wanted, strict=True))
     if any(mine.shape != theirs.shape for mine, theirs in pairs):
         return float("inf")

@@ -63,6 +63,8 @@ class FileFormat(ABC):
     """A kind of file, of networks that take one tensor (B, C, H, W) and give one or a tuple."""
 
     packages: tuple[str, ...] = ()
+    # Whether a file of any size refuses small ones, if its example was none.
+    guarded = False
 
     def require(self) -> None:
         """Check that what writes and runs such a file is installed.
@@ -134,6 +136,8 @@ class Onnx(FileFormat):
 class Program(FileFormat):
     """``torch.export``: a program of plain operators."""
 
+    guarded = True
+
     def write(self, model: nn.Module, path: Path, request: Request) -> None:
         """See ``FileFormat``."""
         program = _program(model, request)
@@ -156,6 +160,8 @@ class Program(FileFormat):
 
 class CompiledPackage(FileFormat):
     """AOTInductor: a program compiled for this processor, with its weights."""
+
+    guarded = True
 
     def require(self) -> None:
         """See ``FileFormat``."""
