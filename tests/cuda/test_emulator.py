@@ -96,7 +96,7 @@ def test_planted_bug_is_reported(emulate, bug):
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_kernels_are_clean_in_check_mode(emulate, monkeypatch, order):
     emulate(check=True, order=order)
-    monkeypatch.setattr(tiles, "_ENOUGH_BLOCKS", 1)  # Several heads in a block.
+    monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", 1)  # Several heads in a block.
     run_attention()
     for window in (dict(stride=2), dict(kernel_size=9), dict(dilation=2)):
         run(Attention(), Case((7, 17), batch=1, depth=18, **window))

@@ -66,7 +66,7 @@ class TestDifference(CudaContract):
     ids=["even", "ragged", "many planes"],
 )
 def test_attention_of_many_tiles(emulated, monkeypatch, case, enough_blocks):
-    monkeypatch.setattr(tiles, "_ENOUGH_BLOCKS", enough_blocks)
+    monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", enough_blocks)
     Attention().check_budget(case, "cuda", torch.float32)
 
 

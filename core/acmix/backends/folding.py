@@ -31,6 +31,8 @@ def fold(kernels: Tensor, fc_weight: Tensor) -> Tensor:
 
 def fold_backward(grad: Tensor, kernels: Tensor, fc_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of kernels and layer, from that of the folded kernels."""
+    if is_folded(fc_weight):
+        return grad.to(kernels.dtype), torch.zeros_like(fc_weight)
     wide, kernels_wide, layer = widened(grad), widened(kernels), widened(fc_weight)
     dkernels = torch.einsum("cjyx,ij->ciyx", wide, layer)
     dlayer = torch.einsum("cjyx,ciyx->ij", wide, kernels_wide)
