@@ -5,11 +5,11 @@ import torch
 
 import acmix
 from acmix import ACmix2d, ops
-from operators import Aggregation, Attention, Case, Difference, Recorder
+from operators import Aggregation, Attention, Case, Convolution, Difference, Recorder
 from support import assert_within_error_budget
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-OPERATORS = [Attention(), Aggregation(), Difference()]
+OPERATORS = [Attention(), Aggregation(), Convolution(), Difference()]
 CASES = [
     Case((56, 56), heads=4, depth=32),
     Case((14, 14), stride=2, heads=4, depth=32),

@@ -54,7 +54,7 @@ def test_reasons_name_the_package_to_install(monkeypatch):
         ("neighbourhood_aggregation", False),
         ("neighbourhood_difference", False),
         ("window_attention", True),
-        ("convolution_path", True),
+        ("convolution_path", False),
     ],
 )
 def test_reasons_know_the_operators(op, expected):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from acmix.backends.cuda import tiles
-from operator_contract import RegisteredContract
-from operators import Aggregation, Attention, Case, Difference
+from acmix.backends.cuda import convolution_tiles, tiles
+from operator_contract import SMALL, RegisteredContract
+from operators import Aggregation, Attention, Case, Convolution, Difference
 from support import gradients
 
 
@@ -45,6 +45,29 @@ class TestAggregation(CudaContract):
         "kernel of seven": Case((13, 11), stride=2, heads=2, depth=8),
         "any kernel": Case((13, 11), 9, heads=2, depth=8),
     }
+
+
+class TestConvolution(CudaContract):
+    operator = Convolution()
+    sizes = {
+        "folded": Case((13, 11), heads=4, depth=8),
+        "folded, stride": Case((13, 11), stride=2, heads=3, depth=8),
+        "layer": Case((13, 11), heads=6, depth=8),
+        "layer, any window": Case((13, 11), stride=3, heads=5, depth=4, kernel_conv=5),
+    }
+    registrations = {"folded": SMALL, "layer": Case((5, 6), stride=2, heads=5, depth=2)}
+
+    def test_channels_that_share_a_block(self, monkeypatch):
+        # The last block has fewer of them than the others.
+        monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", 1)
+        convolution_tiles.cut_path.cache_clear()
+        for heads in (2, 5):
+            self.operator.check(Case((5, 7), heads=heads, depth=7), "cuda")
+        convolution_tiles.cut_path.cache_clear()
+
+    def test_maps_of_many_tiles(self):
+        for window in (dict(heads=4), dict(heads=5, stride=2), dict(heads=9)):
+            self.operator.check_budget(Case((37, 70), depth=2, **window), "cuda", torch.float32)
 
 
 class TestDifference(CudaContract):

@@ -113,12 +113,16 @@ __device__ __forceinline__ void accumulate(const A* values, int width, int span,
                                            A (&sum)[ROWS][FOUR]) {
     for (int c = 0; c < count; ++c, values += span, weights += side * side) {
         if constexpr (K == 0) {
+            // Each map by itself first: long sums in one go lose digits.
+            A of_map[FOUR] = {};
             for (int t = 0; t < side * side; ++t) {
                 const Four<A> weight = weights[t];
                 const A other = values[t / side * width + t % side];
 #pragma unroll
-                for (int o = 0; o < FOUR; ++o) sum[0][o] += weight.at[o] * other;
+                for (int o = 0; o < FOUR; ++o) of_map[o] += weight.at[o] * other;
             }
+#pragma unroll
+            for (int o = 0; o < FOUR; ++o) sum[0][o] += of_map[o];
         } else {
 #pragma unroll
             for (int x = 0; x < K; ++x) {
