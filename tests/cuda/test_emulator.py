@@ -5,7 +5,7 @@ import torch
 
 import cuda_emulator
 from acmix.backends.cuda import launcher, tiles
-from operators import Aggregation, Attention, Case, Convolution, Difference
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
 from support import gradients
 
 # Where the first of several barriers stands in the kernels' text, and other places for bugs.
@@ -108,6 +108,8 @@ def test_kernels_are_clean_in_check_mode(emulate, monkeypatch, order):
     for window in (dict(), dict(stride=2), dict(stride=3, kernel_conv=5)):
         for heads in (2, 5):
             run(Convolution(), Case((9, 11), batch=1, heads=heads, depth=3, **window))
+    for window in (dict(), dict(stride=2), dict(dilation=2)):
+        run(Paths(), Case((9, 11), 3, heads=2, depth=3, **window))
 
 
 def test_arguments_of_wrong_number_or_type_are_refused():

@@ -5,11 +5,11 @@ import torch
 
 import acmix
 from acmix import ACmix2d, ops
-from operators import Aggregation, Attention, Case, Convolution, Difference, Recorder
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths, Recorder
 from support import assert_within_error_budget
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-OPERATORS = [Attention(), Aggregation(), Convolution(), Difference()]
+OPERATORS = [Attention(), Aggregation(), Convolution(), Difference(), Paths()]
 CASES = [
     Case((56, 56), heads=4, depth=32),
     Case((14, 14), stride=2, heads=4, depth=32),
@@ -66,9 +66,9 @@ def test_layer_under_autocast(device, dtype):
     with torch.autocast(device.type, dtype), Recorder() as recorder:
         out = layer(x)
     out.float().square().mean().backward()
-    ((op, (q, *_)),) = recorder.calls
-    assert op is ops.attention
-    assert q.dtype == out.dtype == dtype
+    ((op, (qkv, *_)),) = recorder.calls
+    assert op is ops.paths
+    assert qkv.dtype == out.dtype == dtype
     expected = layer(x)
     error = (out - expected).abs().max() / expected.abs().max()
     assert error < 4 * torch.finfo(dtype).eps

@@ -55,6 +55,7 @@ def test_reasons_name_the_package_to_install(monkeypatch):
         ("neighbourhood_difference", False),
         ("window_attention", True),
         ("convolution_path", False),
+        ("sliding_window_paths", False),
     ],
 )
 def test_reasons_know_the_operators(op, expected):

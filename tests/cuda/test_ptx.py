@@ -7,7 +7,7 @@ import torch
 
 from cuda_emulator.device import emulated_device
 from cuda_emulator.ptx import PtxRuntime
-from operators import Aggregation, Attention, Case, Convolution, Difference
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
 
 DTYPES = [
     torch.float16,
@@ -56,3 +56,8 @@ def test_neighbourhood(operator, dtype, kernel_size):
 )
 def test_convolution(dtype, case):
     Convolution().check_budget(case, "cuda", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_paths(dtype):
+    Paths().check_budget(Case((5, 6), 3, batch=2, heads=1, depth=2), "cuda", dtype)

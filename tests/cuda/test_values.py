@@ -5,7 +5,7 @@ import torch
 
 from acmix.backends.cuda import convolution_tiles, tiles
 from operator_contract import SMALL, RegisteredContract
-from operators import Aggregation, Attention, Case, Convolution, Difference
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
 from support import gradients
 
 
@@ -76,6 +76,15 @@ class TestDifference(CudaContract):
         "kernel of seven": Case((13, 11), stride=2, depth=4),
         "any kernel": Case((13, 11), 9, depth=4),
     }
+
+
+class TestPaths(CudaContract):
+    operator = Paths()
+    sizes = {
+        "tiles": Case((13, 11), heads=4, depth=8),
+        "any window, layer": Case((13, 11), 5, stride=3, dilation=2, heads=5, depth=8),
+    }
+    registrations = {"small": SMALL}
 
 
 @pytest.mark.parametrize("enough_blocks", [1, 264])

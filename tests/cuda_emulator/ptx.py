@@ -101,8 +101,8 @@ class _Program:
         parts = re.match(r"(?:@(!?)(%\w+)\s+)?([\w.]+)\s*(.*)$", rest, re.S)
         negated, guard, opcode, operands = parts.groups()
         operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", operands)
-        for opcode, operands in _elementwise(opcode.split("."), operands):
-            self.code.append((guard, bool(negated), opcode, operands))
+        for one in _elementwise(opcode.split("."), operands):
+            self.code.append((guard, bool(negated), *one))
 
 
 def _elementwise(opcode, operands):

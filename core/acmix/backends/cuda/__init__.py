@@ -13,6 +13,7 @@ from acmix.backends.cuda.aggregation import neighbourhood_aggregation
 from acmix.backends.cuda.attention import sliding_window_attention
 from acmix.backends.cuda.convolution import convolution_path
 from acmix.backends.cuda.difference import neighbourhood_difference
+from acmix.backends.cuda.paths import sliding_window_paths
 from acmix.backends.cuda.sources import TYPES
 from acmix.backends.derivatives import transformed
 
@@ -21,6 +22,7 @@ __all__ = [
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "sliding_window_attention",
+    "sliding_window_paths",
     "why_not",
 ]
 

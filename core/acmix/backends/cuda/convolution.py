@@ -177,7 +177,7 @@ class _Path:
     def _product_weights(self) -> Tensor:
         """The layer in blocks of the maps that are made at once, (blocks, columns, fours)."""
         if not self.has_layer:
-            return self.layer
+            return self.layer.contiguous()
         blocks = _padded(self.layer, self.unit, dim=0).unflatten(0, (-1, self.unit))
         return _padded(blocks.transpose(1, 2), FOUR, dim=2).contiguous()
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("attention", "aggregation", "convolution", "convolution_maps", "difference")
+SOURCES = (
+    "attention",
+    "attention_any",
+    "aggregation",
+    "convolution",
+    "convolution_maps",
+    "difference",
+)
 KERNEL_SIZES = (3, 5, 7)
 TILED_STRIDES = (1, 2)
 TYPES = {
@@ -71,8 +78,10 @@ def names(stem: str, dtype: torch.dtype) -> list[str]:
             *(f"{stem}_forward<{kind}, {k}, {s}, {query_rows(k, dtype)}>" for k, s in tiled),
             *(f"{stem}_grad_query<{kind}, {k}, {s}>" for k, s in tiled),
             *(f"{stem}_grad_key<{kind}, {k}, {s}>" for k, s in tiled),
-            *(f"{stem}_{part}_any<{kind}>" for part in ("forward", "grad_query", "grad_key")),
         ]
+    if stem == "attention_any":
+        parts = ("forward", "grad_query", "grad_key")
+        return [f"attention_{part}_any<{kind}>" for part in parts]
     if stem in CONVOLUTIONS:
         forms = ("true", "false")
         return [

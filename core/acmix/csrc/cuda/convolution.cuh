@@ -105,41 +105,53 @@ struct Tile {
     }
 };
 
-// sum[r][o] += the windows of ROWS rows, S positions apart, in `count` maps, under their weights.
+// sum[r][o] += the windows of ROWS rows, S positions apart, in one map, under their weights.
 // K = 0 takes the run-time `side`, and one row.
+template <int K, int S, int ROWS, typename A>
+__device__ __forceinline__ void accumulate_map(const A* values, int width, const Four<A>* weights,
+                                               int side, A (&sum)[ROWS][FOUR]) {
+    if constexpr (K == 0) {
+        for (int t = 0; t < side * side; ++t) {
+            const Four<A> weight = weights[t];
+            const A other = values[t / side * width + t % side];
+#pragma unroll
+            for (int o = 0; o < FOUR; ++o) sum[0][o] += weight.at[o] * other;
+        }
+    } else {
+#pragma unroll
+        for (int x = 0; x < K; ++x) {
+            Four<A> weight[K];
+#pragma unroll
+            for (int y = 0; y < K; ++y) weight[y] = weights[y * K + x];
+#pragma unroll
+            for (int y = 0; y < (ROWS - 1) * S + K; ++y) {
+                const A other = values[y * width + x];
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r) {
+                    if (y < r * S || y >= r * S + K) continue;
+#pragma unroll
+                    for (int o = 0; o < FOUR; ++o) sum[r][o] += weight[y - r * S].at[o] * other;
+                }
+            }
+        }
+    }
+}
+
+// The same over `count` maps. Four of them are summed by themselves first: long sums in one go
+// lose digits.
 template <int K, int S, int ROWS, typename A>
 __device__ __forceinline__ void accumulate(const A* values, int width, int span,
                                            const Four<A>* __restrict__ weights, int count, int side,
                                            A (&sum)[ROWS][FOUR]) {
-    for (int c = 0; c < count; ++c, values += span, weights += side * side) {
-        if constexpr (K == 0) {
-            // Each map by itself first: long sums in one go lose digits.
-            A of_map[FOUR] = {};
-            for (int t = 0; t < side * side; ++t) {
-                const Four<A> weight = weights[t];
-                const A other = values[t / side * width + t % side];
+    for (int c0 = 0; c0 < count; c0 += FOUR) {
+        A part[ROWS][FOUR] = {};
+        for (int c = c0; c < min(c0 + FOUR, count); ++c)
+            accumulate_map<K, S, ROWS>(values + c * span, width, weights + c * side * side, side,
+                                       part);
 #pragma unroll
-                for (int o = 0; o < FOUR; ++o) of_map[o] += weight.at[o] * other;
-            }
+        for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
-            for (int o = 0; o < FOUR; ++o) sum[0][o] += of_map[o];
-        } else {
-#pragma unroll
-            for (int x = 0; x < K; ++x) {
-                Four<A> weight[K];
-#pragma unroll
-                for (int y = 0; y < K; ++y) weight[y] = weights[y * K + x];
-#pragma unroll
-                for (int y = 0; y < (ROWS - 1) * S + K; ++y) {
-                    const A other = values[y * width + x];
-#pragma unroll
-                    for (int r = 0; r < ROWS; ++r) {
-                        if (y < r * S || y >= r * S + K) continue;
-#pragma unroll
-                        for (int o = 0; o < FOUR; ++o) sum[r][o] += weight[y - r * S].at[o] * other;
-                    }
-                }
-            }
+            for (int o = 0; o < FOUR; ++o) sum[r][o] += part[r][o];
         }
     }
 }
