@@ -2,7 +2,7 @@ include ci/venv.mk
 include ci/mmcv.mk
 .DEFAULT_GOAL := help
 
-.PHONY: help install integrations test test-fast lint format tables check-tables info bench soak lock audit clean
+.PHONY: help install integrations test test-fast lint format tables check-tables info bench gpu soak lock audit clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
@@ -12,6 +12,7 @@ help:
 	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
+	@echo "make gpu           CUDA kernels tested and timed in eight minutes, with PYTHON as it is; OUT=folder"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make lock          versions of ci/constraints.txt with their hashes; ARGS=--upgrade for the others"
 	@echo "make audit         known vulnerabilities of what is installed"
@@ -55,6 +56,11 @@ info: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) core/benchmarks/ratios.py
+
+# A machine with a device needs torch, CuPy and pytest, and no network: nothing is installed.
+OUT ?= build/gpu
+gpu:
+	PYTHONPATH=$(ROOT)/core:$(PYTHONPATH) $(PYTHON) core/benchmarks/gpu.py --out $(OUT)
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
