@@ -1,4 +1,10 @@
-"""CUDA kernels of both paths on one set of projections: attention and convolution path."""
+"""CUDA kernels of both paths on one set of projections: attention and convolution path.
+
+The kernels are those of the two operators, and read the projections where they lie. On paper, in
+maps read or written at stride 1 and N heads: 10 N forward, where the two operators copy queries
+and values and move 14 N; 25 N backward instead of 41 N, since attention writes the gradient of the
+projections and the convolution path adds to it, in place of two gradients and their sum.
+"""
 
 import torch
 from torch import Tensor

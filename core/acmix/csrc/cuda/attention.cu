@@ -35,8 +35,16 @@
 // Not counted: idle lanes, 12 to 25 % of a block at 56, 28, 14 and 7 pixels; the halo,
 // (16 + 6)(8 + 6) / (16 * 8) = 2.4 reads of each key, mostly from the L2; and at stride 2 the
 // neighbouring queries' keys, two apart, which take shared memory twice as long. Maps of 7 x 7 are
-// bound by too few threads instead. Half the floor is out of reach in half precision without
-// matrix units.
+// bound by too few threads instead.
+//
+// Matrix units (mma.sync m16n8k16, half precision, sm_80 on) are not used. On paper, forward, for
+// 2 x 8 queries and the 8 x 16 keys of their halo, rows padded to whole eights (49 of 128 products
+// are wanted), in cycles of one channel of one query: 1.75 today, for the loads; then 0.55 for the
+// bytes, 0.25 for the fragments of k and v, 0.2 for the products at 60 % of their peak, and 8 / D
+// for the exponentials, of which lanes can't skip those outside the window. So three times as fast
+// for D >= 16, at the bandwidth floor. It needs the exchange of row maxima between lanes, and
+// fragments whose layout ldmatrix and mma define: the emulator and the PTX interpreter have
+// neither, and a kernel that only the compiler has seen is not worth its name here.
 // These kernels have been compiled and emulated on a CPU; they have not been run on a GPU.
 #include "common.cuh"
 

@@ -20,18 +20,22 @@
 // then sums ROWS pixels below each other into four outputs, so that a number from shared memory is
 // used up to 3 * 3 * 4 times and a weight ROWS times. f is never written.
 //
-// On paper (H100: 3.35 TB/s, 132 SMs at 1.755 GHz, 128 multiply-adds a cycle each; one pixel of
-// one channel, e bytes an element, stride 1, k = 3, N heads, f and df of 9 maps):
-//   12 maps, folded   forward 16 e bytes, 432 multiply-adds: 0.67 of the bandwidth floor in float,
-//                     0.34 in half, at the multiply-adds' full rate. A warp takes 27 loads for 144
-//                     of them: 27 cycles against 36.
-//   24 maps, layer    forward 32 e bytes, 648 + 216 h multiply-adds, h = 1.2 the halo of 16 x 28
-//                     pixels: 0.63 and 0.31.
-//   gradients         of maps 16 e and 432, or 56 e and 648 + 216 + 216 with that of the layer; of
-//                     kernels 16 e and 432, or 32 e and 648 + 216 h. At stride 2 three of four g
-//                     on the grid of the maps are zeros, and multiplied.
-// A grouped convolution of torch reads and writes 12 and 4 channels a group too, but has the layer
-// write f and transposes the maps: (12 + 12) e bytes more folded, (24 + 9 + 9) e with a layer.
+// On paper (H100: 3.35 TB/s, 132 SMs at 1.755 GHz, 14.5 bytes and four instructions of a warp a
+// cycle each; one pixel of one channel, e bytes an element, stride 1, k = 3; "floor" is the time of
+// the bytes by that of the instructions, at most 1):
+//                              bytes  multiply-adds  instructions      cycles  floor, in half
+//   12 maps, 4 outs, folded
+//     forward                  16 e   432            1.2 for each      4.1     1.0   0.54
+//     gradient of the maps     16 e   432            the same          4.1     1.0   0.54
+//     gradient of the kernels  16 e   432            1.4, idle lanes   5.7     0.78  0.39
+//   24 maps, 8 outs, layer
+//     forward                  32 e   648 + 260      1.2, 1.4          9.0     1.0   0.49
+//     of maps and layer        56 e   648 + 2 * 216  1.6, 1.3 and 3.7  17      0.93  0.47
+//     of the kernels           32 e   648 + 260      1.4, idle lanes   11      0.78  0.39
+// A warp takes 27 loads for 144 multiply-adds of the windows, 27 cycles against 36. The layer is
+// applied to the halo too, 1.2 times as often. At stride 2 three of four g on the grid of the maps
+// are zeros, and multiplied. Torch's path moves 40 e bytes forward where it folds and 98 e where it
+// does not: it copies the maps into the order of its groups, and writes f.
 // Not counted: the halo, 1.2 reads of each map mostly from the L2; idle lanes, up to a quarter; and
 // two lanes of a bank where a warp spans rows. Maps of 7 x 7 are bound by too few threads.
 // These kernels have been compiled and emulated on a CPU; they have not been run on a GPU.
