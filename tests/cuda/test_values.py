@@ -1,8 +1,11 @@
 """The kernels' own text on the CPU, as the registered operators call it, against the reference."""
 
+from functools import partial
+
 import pytest
 import torch
 
+import acmix
 from acmix.backends.cuda import convolution_tiles, tiles
 from operator_contract import SMALL, RegisteredContract
 from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
@@ -64,6 +67,15 @@ class TestConvolution(CudaContract):
         for heads in (2, 5):
             self.operator.check(Case((5, 7), heads=heads, depth=7), "cuda")
         convolution_tiles.cut_path.cache_clear()
+
+    def test_layer_that_is_folded_already(self):
+        qkv, _, kernels, _ = self.operator.inputs(Case((9, 7), heads=3))
+        kernels, nothing = torch.cat([kernels, kernels[:, :1]], 1), kernels.new_empty(0, 9)
+        results = []
+        for backend in ("cuda", "torch"):
+            run = partial(acmix.convolution_path, fc_bias=nothing[:, 0], stride=2, backend=backend)
+            results.append(gradients(lambda x, w, run=run: run(x, nothing, w), qkv, kernels))
+        torch.testing.assert_close(*results)
 
     def test_maps_of_many_tiles(self):
         for window in (dict(heads=4), dict(heads=5, stride=2), dict(heads=9)):

@@ -88,8 +88,9 @@ class _Path:
         self.columns = fc_weight.shape[1] if self.has_layer else self.inputs
         self.window = path_window(self.side, self.stride)
         taps = self.inputs if self.has_layer else 0
-        self.sizes = (self.depth, self.maps, self.columns, taps, self.outs)
-        self.sizes += (*self.in_size, *self.out_size, self.side, self.stride)
+        maps_and_taps = (self.depth, self.maps, self.columns, taps, self.outs)
+        window = (*self.in_size, *self.out_size, self.side, self.stride)
+        self.sizes = (*maps_and_taps, *window)
         check_plane(size, self.side, self.stride, 1)
 
     @property

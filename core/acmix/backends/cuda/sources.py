@@ -29,10 +29,11 @@ CHANNELS = 8
 # Kernel size and stride that the kernels of the convolution path were compiled for; 0 takes all.
 # Each once with a layer and once without.
 CONVOLUTIONS = {
-    "convolution": dict.fromkeys(
-        ("convolution_forward", "convolution_grad_kernels"), ("3, 1", "3, 2", "0, 0")
+    "convolution": (
+        ("convolution_forward", ("3, 1", "3, 2", "0, 0")),
+        ("convolution_grad_kernels", ("3, 1", "3, 2", "0, 0")),
     ),
-    "convolution_maps": {"convolution_grad_maps": ("3", "0")},
+    "convolution_maps": (("convolution_grad_maps", ("3", "0")),),
 }
 
 
@@ -86,7 +87,7 @@ def names(stem: str, dtype: torch.dtype) -> list[str]:
         forms = ("true", "false")
         return [
             f"{part}<{kind}, {window}, {form}>"
-            for part, windows in CONVOLUTIONS[stem].items()
+            for part, windows in CONVOLUTIONS[stem]
             for window in windows
             for form in forms
         ]
