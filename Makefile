@@ -7,7 +7,7 @@ OLDEST := $(PLACE)build/oldest
 DIST ?= $(PLACE)dist
 
 .PHONY: help install integrations test test-fast test-core test-oldest lint format tables check-tables info bench \
-  soak lock audit wheels check-wheels clean
+  gpu soak lock audit wheels check-wheels clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
@@ -19,6 +19,7 @@ help:
 	@echo "make check-tables  tables of the pages against their sources; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
+	@echo "make gpu           CUDA kernels tested and timed in eight minutes, with PYTHON as it is; OUT=folder"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make lock          versions of ci/constraints.txt with their hashes; ARGS=--upgrade for the others"
 	@echo "make wheels        the five packages as wheels and sources, in dist/"
@@ -72,6 +73,11 @@ info: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) core/benchmarks/ratios.py
+
+# A machine with a device needs torch, CuPy and pytest, and no network: nothing is installed.
+OUT ?= build/gpu
+gpu:
+	PYTHONPATH=$(ROOT)/core:$(PYTHONPATH) $(PYTHON) core/benchmarks/gpu.py --out $(OUT)
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)

@@ -19,7 +19,7 @@ import torch
 
 from acmix.backends.cuda import sources
 
-ARCHITECTURES = (75, 80, 86, 90, 100)
+ARCHITECTURES = (75, 80, 86, 90, 100, 120)
 _USAGE = re.compile(
     r"Compiling entry function '(?P<mangled>\w+)'.*?(?P<stack>\d+) bytes stack frame, "
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"

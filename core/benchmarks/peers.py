@@ -8,7 +8,7 @@ from torch import Tensor
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def flex_attention(size: int, kernel_size: int = 7) -> Attention | None:
+def flex_attention(size: int, kernel_size: int = 7, device: str = "cpu") -> Attention | None:
     """Torch's compiled flex_attention on maps of size²; its window is cut at the border.
 
     ``None``, with a line that says why, where it does not run.
@@ -20,7 +20,7 @@ def flex_attention(size: int, kernel_size: int = 7) -> Attention | None:
             dy, dx = query // size - key // size, query % size - key % size
             return (dy.abs() <= kernel_size // 2) & (dx.abs() <= kernel_size // 2)
 
-        mask = create_block_mask(inside, None, None, size**2, size**2, device="cpu")
+        mask = create_block_mask(inside, None, None, size**2, size**2, device=device)
         compiled = torch.compile(flex_attention)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def flex_attention(size: int, kernel_size: int = 7) -> Attention | None:
             return compiled(*sequences, block_mask=mask)
 
         with torch.no_grad():
-            run(*[torch.zeros(1, 4, 16, size, size)] * 3)
+            run(*[torch.zeros(1, 4, 16, size, size, device=device)] * 3)
     except Exception as error:  # whatever a peer fails with is a line of the report
         print(f"flex_attention at {size}² does not run: {str(error).splitlines()[0][:100]}")
         return None

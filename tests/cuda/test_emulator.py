@@ -5,7 +5,7 @@ import torch
 
 import cuda_emulator
 from acmix.backends.cuda import launcher, tiles
-from operators import Aggregation, Attention, Case, Difference
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
 from support import gradients
 
 # Where the first of several barriers stands in the kernels' text, and other places for bugs.
@@ -96,7 +96,7 @@ def test_planted_bug_is_reported(emulate, bug):
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_kernels_are_clean_in_check_mode(emulate, monkeypatch, order):
     emulate(check=True, order=order)
-    monkeypatch.setattr(tiles, "_ENOUGH_BLOCKS", 1)  # Several heads in a block.
+    monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", 1)  # Several heads in a block.
     run_attention()
     for window in (dict(stride=2), dict(kernel_size=9), dict(dilation=2)):
         run(Attention(), Case((7, 17), batch=1, depth=18, **window))
@@ -105,6 +105,11 @@ def test_kernels_are_clean_in_check_mode(emulate, monkeypatch, order):
         case = Case((9, 11), stride=2, batch=1, heads=2, depth=10, reflect=reflect)
         run(Aggregation(), case)
         run(Difference(), case)
+    for window in (dict(), dict(stride=2), dict(stride=3, kernel_conv=5)):
+        for heads in (2, 5):
+            run(Convolution(), Case((9, 11), batch=1, heads=heads, depth=3, **window))
+    for window in (dict(), dict(stride=2), dict(dilation=2)):
+        run(Paths(), Case((9, 11), 3, heads=2, depth=3, **window))
 
 
 def test_arguments_of_wrong_number_or_type_are_refused():

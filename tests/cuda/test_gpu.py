@@ -5,11 +5,11 @@ import torch
 
 import acmix
 from acmix import ACmix2d, ops
-from operators import Aggregation, Attention, Case, Difference, Recorder
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths, Recorder
 from support import assert_within_error_budget
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-OPERATORS = [Attention(), Aggregation(), Difference()]
+OPERATORS = [Attention(), Aggregation(), Convolution(), Difference(), Paths()]
 CASES = [
     Case((56, 56), heads=4, depth=32),
     Case((14, 14), stride=2, heads=4, depth=32),
@@ -33,14 +33,14 @@ def check_budget(operator, case, dtype, device):
     assert_within_error_budget(run, operator.reference_on(case), inputs, dtype, {})
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_small_maps(device, operator, dtype):
     check_budget(operator, Case((9, 7), 5, stride=2, depth=8), dtype, device)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.size}, {case.kernel_size}")
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_error_budget(operator, dtype, case):
@@ -59,16 +59,16 @@ def step(q, k, v):
     return out, *ops.attention_backward(out, q, k, v, out, lse, 7, 1, 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_layer_under_autocast(device, dtype):
     layer = ACmix2d(16, 32).to(device)
     x = torch.randn(2, 16, 14, 14).to(device)
     with torch.autocast(device.type, dtype), Recorder() as recorder:
         out = layer(x)
     out.float().square().mean().backward()
-    ((op, (q, *_)),) = recorder.calls
-    assert op is ops.attention
-    assert q.dtype == out.dtype == dtype
+    ((op, (qkv, *_)),) = recorder.calls
+    assert op is ops.paths
+    assert qkv.dtype == out.dtype == dtype
     expected = layer(x)
     error = (out - expected).abs().max() / expected.abs().max()
     assert error < 4 * torch.finfo(dtype).eps

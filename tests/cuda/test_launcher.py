@@ -54,7 +54,8 @@ def test_reasons_name_the_package_to_install(monkeypatch):
         ("neighbourhood_aggregation", False),
         ("neighbourhood_difference", False),
         ("window_attention", True),
-        ("convolution_path", True),
+        ("convolution_path", False),
+        ("sliding_window_paths", False),
     ],
 )
 def test_reasons_know_the_operators(op, expected):
@@ -79,6 +80,12 @@ def test_tiles_cover_the_map_within_the_limits(size, planes, dtype, gather):
             assert x * y * z <= 128
             assert cut.chunk >= 1
             assert cut.shared_bytes <= 48 * 1024
+
+
+def test_windows_too_large_for_a_block_are_refused(emulated):
+    maps, kernels = torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 79, 79)
+    with pytest.raises(acmix.InputError, match=r"shape\[-1\]=79: .* give backend='torch'"):
+        ops.convolution(maps, torch.zeros(1, 1), kernels, 1)
 
 
 def test_scalars_are_typed():
@@ -139,3 +146,16 @@ def test_attention_beyond_32_bits(emulate, unfilled_memory):
     assert (out[0, -1, :, -4:, -16:] == 1).all()
     expected = torch.tensor(channels**0.5 + math.log(49))
     torch.testing.assert_close(lse[0, -1, -1, -1], expected)
+
+
+def test_convolution_beyond_32_bits(emulate, unfilled_memory):
+    """The last tiles of the last channel of maps of more than 2³¹ elements."""
+    depth, size = 2800, 256
+    maps = _reserve(1, 12, depth, size, size)
+    assert maps.numel() > 2**31
+    maps[:, :, -1, -20:] = 1
+    layer, kernels = torch.ones(9, 12), torch.ones(4 * depth, 9, 3, 3)
+    emulate(first_block=lambda grid: grid - 8)
+    out = ops.convolution(maps, layer, kernels, 1)
+    assert (out[0, -4:, -16:-1, 1:-1] == 9 * 9 * 12).all()
+    assert (out[0, -4:, -1, 1:-1] == 6 * 9 * 12).all()

@@ -10,11 +10,11 @@ from operators import Recorder
 from support import gradients
 
 KERNELS = {
-    "ACmix2d": {"attention"},
-    "WindowACmix": set(),
-    "patchwise": {"aggregation"},
-    "pairwise": {"aggregation", "difference"},
-    "GlobalACmix": set(),
+    "ACmix2d": {"paths"},
+    "WindowACmix": {"convolution"},
+    "patchwise": {"aggregation", "convolution"},
+    "pairwise": {"aggregation", "convolution", "difference"},
+    "GlobalACmix": {"convolution"},
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cuda_emulator.device import emulated_device
 from cuda_emulator.ptx import PtxRuntime
-from operators import Aggregation, Attention, Case, Difference
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
 
 DTYPES = [
     torch.float16,
@@ -42,3 +42,22 @@ def test_attention(dtype, case):
 def test_neighbourhood(operator, dtype, kernel_size):
     case = Case((5, 7), kernel_size, stride=2, batch=1, heads=2, depth=3)
     operator.check_budget(case, "cuda", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((5, 7), batch=1, heads=2, depth=2),
+        Case((5, 6), stride=2, batch=1, heads=5, depth=1),
+        Case((5, 6), stride=3, batch=1, heads=5, depth=1),
+    ],
+    ids=["folded", "layer", "any window"],
+)
+def test_convolution(dtype, case):
+    Convolution().check_budget(case, "cuda", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_paths(dtype):
+    Paths().check_budget(Case((5, 6), 3, batch=2, heads=1, depth=2), "cuda", dtype)

@@ -1,11 +1,14 @@
 """The kernels' own text on the CPU, as the registered operators call it, against the reference."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from acmix.backends.cuda import tiles
-from operator_contract import RegisteredContract
-from operators import Aggregation, Attention, Case, Difference
+import acmix
+from acmix.backends.cuda import convolution_tiles, tiles
+from operator_contract import SMALL, RegisteredContract
+from operators import Aggregation, Attention, Case, Convolution, Difference, Paths
 from support import gradients
 
 
@@ -47,12 +50,53 @@ class TestAggregation(CudaContract):
     }
 
 
+class TestConvolution(CudaContract):
+    operator = Convolution()
+    sizes = {
+        "folded": Case((13, 11), heads=4, depth=8),
+        "folded, stride": Case((13, 11), stride=2, heads=3, depth=8),
+        "layer": Case((13, 11), heads=6, depth=8),
+        "layer, any window": Case((13, 11), stride=3, heads=5, depth=4, kernel_conv=5),
+    }
+    registrations = {"folded": SMALL, "layer": Case((5, 6), stride=2, heads=5, depth=2)}
+
+    def test_channels_that_share_a_block(self, monkeypatch):
+        # The last block has fewer of them than the others.
+        monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", 1)
+        convolution_tiles.cut_path.cache_clear()
+        for heads in (2, 5):
+            self.operator.check(Case((5, 7), heads=heads, depth=7), "cuda")
+        convolution_tiles.cut_path.cache_clear()
+
+    def test_layer_that_is_folded_already(self):
+        qkv, _, kernels, _ = self.operator.inputs(Case((9, 7), heads=3))
+        kernels, nothing = torch.cat([kernels, kernels[:, :1]], 1), kernels.new_empty(0, 9)
+        results = []
+        for backend in ("cuda", "torch"):
+            run = partial(acmix.convolution_path, fc_bias=nothing[:, 0], stride=2, backend=backend)
+            results.append(gradients(lambda x, w, run=run: run(x, nothing, w), qkv, kernels))
+        torch.testing.assert_close(*results)
+
+    def test_maps_of_many_tiles(self):
+        for window in (dict(heads=4), dict(heads=5, stride=2), dict(heads=9)):
+            self.operator.check_budget(Case((37, 70), depth=2, **window), "cuda", torch.float32)
+
+
 class TestDifference(CudaContract):
     operator = Difference()
     sizes = {
         "kernel of seven": Case((13, 11), stride=2, depth=4),
         "any kernel": Case((13, 11), 9, depth=4),
     }
+
+
+class TestPaths(CudaContract):
+    operator = Paths()
+    sizes = {
+        "tiles": Case((13, 11), heads=4, depth=8),
+        "any window, layer": Case((13, 11), 5, stride=3, dilation=2, heads=5, depth=8),
+    }
+    registrations = {"small": SMALL}
 
 
 @pytest.mark.parametrize("enough_blocks", [1, 264])
@@ -66,7 +110,7 @@ class TestDifference(CudaContract):
     ids=["even", "ragged", "many planes"],
 )
 def test_attention_of_many_tiles(emulated, monkeypatch, case, enough_blocks):
-    monkeypatch.setattr(tiles, "_ENOUGH_BLOCKS", enough_blocks)
+    monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", enough_blocks)
     Attention().check_budget(case, "cuda", torch.float32)
 
 

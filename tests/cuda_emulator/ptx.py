@@ -20,6 +20,7 @@ _TYPES = {
 }
 _SHARED_BYTES = 48 * 1024
 _BUFFER_SHIFT = 40  # An address holds the number of its buffer above this bit.
+_ADDRESS = re.compile(r"\[([%\w]+)(?:\+(-?\d+))?\]")
 _DONE, _WAITING = 1 << 40, 1 << 41  # Program counters of lanes that do not run.
 
 
@@ -100,7 +101,23 @@ class _Program:
         parts = re.match(r"(?:@(!?)(%\w+)\s+)?([\w.]+)\s*(.*)$", rest, re.S)
         negated, guard, opcode, operands = parts.groups()
         operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", operands)
-        self.code.append((guard, bool(negated), opcode.split("."), operands))
+        for one in _elementwise(opcode.split("."), operands):
+            self.code.append((guard, bool(negated), *one))
+
+
+def _elementwise(opcode, operands):
+    """A load or store of a vector as one of each element; the first keeps ``v2`` or ``v4``."""
+    vector = next((part for part in opcode if part in ("v2", "v4")), None)
+    if vector is None:
+        yield opcode, operands
+        return
+    scalar = [part for part in opcode if part != vector]
+    registers, address = sorted(operands, key=lambda operand: operand.startswith("["))
+    base, offset = _ADDRESS.match(address).groups()
+    for i, register in enumerate(re.split(r"[\s,]+", registers.strip("{} "))):
+        place = f"[{base}+{int(offset or 0) + i * np.dtype(_TYPES[opcode[-1]]).itemsize}]"
+        pair = [register, place] if opcode[0] == "ld" else [place, register]
+        yield (scalar if i else opcode), pair
 
 
 class _Block:
@@ -225,19 +242,21 @@ class _Block:
 
     def load(self, opcode, operand, mask):
         kind = opcode[-1]
-        name, offset = re.match(r"\[([%\w]+)(?:\+(-?\d+))?\]", operand).groups()
+        name, offset = _ADDRESS.match(operand).groups()
         if opcode[1] == "param":
             return np.broadcast_to(self.parameters[name].view(_TYPES[kind]), self.count)
         value = np.zeros(self.count, _TYPES[kind])
         for memory, lanes, at in self.places(opcode, name, offset, mask):
+            _check_vector(opcode, at, value.itemsize)
             value[lanes] = _elements(memory, kind, at)[at // value.itemsize]
         return value
 
     def store(self, opcode, operands, mask):
         kind = opcode[-1]
-        name, offset = re.match(r"\[([%\w]+)(?:\+(-?\d+))?\]", operands[0]).groups()
+        name, offset = _ADDRESS.match(operands[0]).groups()
         value = np.broadcast_to(self.read(operands[1], kind), self.count)
         for memory, lanes, at in self.places(opcode, name, offset, mask):
+            _check_vector(opcode, at, value.itemsize)
             _elements(memory, kind, at)[at // value.itemsize] = value[lanes]
 
     def places(self, opcode, name, offset, mask):
@@ -256,6 +275,13 @@ class _Block:
                 raise PtxError(f"no buffer at address {number << _BUFFER_SHIFT:#x}")
             lanes = np.flatnonzero(mask & (address >> _BUFFER_SHIFT == number))
             yield self.buffers[number - 1], lanes, address[lanes] & ((1 << _BUFFER_SHIFT) - 1)
+
+
+def _check_vector(opcode, at, itemsize):
+    """A vector is where its own size divides the address."""
+    count = {"v2": 2, "v4": 4}.get(opcode[-2], 1)
+    if (at % (count * itemsize)).any():
+        raise PtxError(f"bad address of {opcode[-2]}.{opcode[-1]}: {at.min()} to {at.max()}")
 
 
 def _elements(memory, kind, at):
@@ -282,6 +308,16 @@ def _divide(opcode, a, b):
     return (np.sign(a) * np.sign(b) * quotient).astype(a.dtype)
 
 
+def _multiply(opcode, a, b):
+    """The product; of ``mul.hi`` its upper half."""
+    if opcode[1] != "hi":
+        return a * b
+    if a.dtype.itemsize != 4:
+        raise PtxError(f"unknown instruction {'.'.join(opcode)}")
+    wide = f"{a.dtype.kind}8"
+    return (a.astype(wide) * b.astype(wide) >> np.asarray(32, wide)).astype(a.dtype)
+
+
 def _fused(opcode, a, b, c):
     exact = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
     rounded = exact.astype(np.float32)
@@ -303,8 +339,8 @@ _ARITHMETIC = {
     "cvta": lambda opcode, a: a,
     "add": lambda opcode, a, b: a + b,
     "sub": lambda opcode, a, b: a - b,
-    "mul": lambda opcode, a, b: a * b,
-    "mad": lambda opcode, a, b, c: a * b + c,
+    "mul": _multiply,
+    "mad": lambda opcode, a, b, c: _multiply(opcode, a, b) + c,
     "fma": _fused,
     "div": _divide,
     "rem": lambda opcode, a, b: (a - b * _divide(opcode, a, b)).astype(a.dtype),

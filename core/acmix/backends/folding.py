@@ -29,6 +29,16 @@ def fold(kernels: Tensor, fc_weight: Tensor) -> Tensor:
     return folded.to(kernels.dtype)
 
 
+def fold_backward(grad: Tensor, kernels: Tensor, fc_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of kernels and layer, from that of the folded kernels."""
+    if is_folded(fc_weight):
+        return grad.to(kernels.dtype), torch.zeros_like(fc_weight)
+    wide, kernels_wide, layer = widened(grad), widened(kernels), widened(fc_weight)
+    dkernels = torch.einsum("cjyx,ij->ciyx", wide, layer)
+    dlayer = torch.einsum("cjyx,ciyx->ij", wide, kernels_wide)
+    return dkernels.to(kernels.dtype).contiguous(), dlayer.to(fc_weight.dtype).contiguous()
+
+
 def widened(x: Tensor) -> Tensor:
     """In a wider dtype: weights are small, and their products then round once, at the end."""
     wide = torch.float64 if x.dtype == torch.float32 else torch.float32

@@ -2,11 +2,32 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-from acmix.geometry import output_size
+from acmix.geometry import one_hot_shifts, output_size
 from acmix.layout import empty_image, empty_map
 from acmix.ops.registration import Shape, define
+
+
+def convolution_path(
+    qkv: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor | None,
+    fc_bias: Tensor | None,
+    *,
+    stride: int,
+) -> Tensor:
+    """See ``acmix.convolution_path``."""
+    taps, maps = fc_weight.shape
+    head_dim = qkv.shape[1] // maps
+    if kernels is None:
+        shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
+        kernels = shifts.expand(head_dim, *shifts.shape[-3:])
+    if fc_bias is not None:
+        # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
+        fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
+    return convolution(qkv.unflatten(1, (maps, head_dim)), fc_weight, kernels, stride)
 
 
 def empty_weights(layer: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:

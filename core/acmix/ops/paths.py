@@ -1,10 +1,27 @@
 """Both paths of ACmix with sliding window attention, on one set of projections."""
 
+from torch import Tensor
+
 from acmix.geometry import output_size
 from acmix.layout import empty_image, maps_of
 from acmix.ops.attention import attention_multiply_adds, empty_lse
 from acmix.ops.convolution import convolution_multiply_adds, empty_weights
 from acmix.ops.registration import WINDOW, define
+
+
+def sliding_window_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    *,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``acmix.sliding_window_paths``."""
+    heads = fc_weight.shape[1] // 3
+    return paths(qkv, position, fc_weight, kernels, heads, kernel_size, stride, dilation)[:2]
 
 
 def _fake(qkv, position, layer, kernels, heads, kernel_size, stride, dilation):

@@ -11,14 +11,18 @@ from torch import Tensor
 # Importing a stem registers its kernels.
 from acmix.backends.cuda.aggregation import neighbourhood_aggregation
 from acmix.backends.cuda.attention import sliding_window_attention
+from acmix.backends.cuda.convolution import convolution_path
 from acmix.backends.cuda.difference import neighbourhood_difference
+from acmix.backends.cuda.paths import sliding_window_paths
 from acmix.backends.cuda.sources import TYPES
 from acmix.backends.derivatives import transformed
 
 __all__ = [
+    "convolution_path",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "sliding_window_attention",
+    "sliding_window_paths",
     "why_not",
 ]
 

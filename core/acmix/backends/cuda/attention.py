@@ -1,5 +1,7 @@
 """CUDA kernels of sliding window attention."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from acmix.geometry import can_reflect, output_size, usable_window
 from acmix.ops.attention import empty_lse, sliding_window_attention
 from acmix.ops.registration import kernel
 
-__all__ = ["sliding_window_attention"]
+__all__ = ["at_stride", "attend", "attend_backward", "sliding_window_attention"]
 
 
 @kernel(ops.attention, "CUDA")
@@ -24,11 +26,8 @@ def _forward(
         The output, (B, N, D, ceil(H / stride), ceil(W / stride)), and the log-sum-exp of the
         logits, (B, N, ceil(H / stride), ceil(W / stride)) in float32 (float64 for float64).
     """
-    call = _Attention(k, kernel_size, stride, dilation)
-    q, k, v = _at_stride(q, stride), k.contiguous(), v.contiguous()
-    out, lse = torch.empty_like(q), empty_lse(q, q.shape[3:])
-    call.run("forward", (q, k, v, out, lse))
-    return out, lse
+    maps = at_stride(q, stride), k.contiguous(), v.contiguous()
+    return attend(*maps, (kernel_size, stride, dilation))
 
 
 @kernel(ops.attention_backward, "CUDA")
@@ -43,15 +42,15 @@ def _backward(
     stride: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the queries, keys and values; ``grad`` is that of the output."""
-    call = _Attention(k, kernel_size, stride, dilation)
+    """Gradients of the queries, keys and values; ``grad`` is that of the output.
+
+    ``out`` is not read: the kernels have every P and dP at hand, and sum P * dP themselves.
+    """
     shape = q.shape
-    grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
-    q, k, v = _at_stride(q, stride), k.contiguous(), v.contiguous()
-    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    delta = torch.empty_like(lse)
-    call.run("grad_query", (grad, q, k, v, out, lse, dq, delta))
-    call.run("grad_key", (grad, q, k, v, lse, delta, dk, dv))
+    q, k, v = at_stride(q, stride), k.contiguous(), v.contiguous()
+    grads = [torch.empty_like(x) for x in (q, k, v)]
+    attend_backward(grad, (q, k, v), lse, (kernel_size, stride, dilation), grads)
+    dq, dk, dv = grads
     if stride > 1:
         full = dq.new_zeros(shape)
         full[..., ::stride, ::stride] = dq
@@ -59,19 +58,66 @@ def _backward(
     return dq, dk, dv
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Attention of contiguous maps, and its log-sum-exp.
+
+    Args:
+        q: Queries at the stride, (B, N, D, H', W'), or at stride 1 all projections, q, k, v.
+        k: Keys with the position taken off, (B, N, D, H, W).
+        v: Values, (B, N, D, H, W), or all projections.
+        window: Kernel size, stride, dilation.
+    """
+    call = _Attention(q, k, v, window)
+    out = k.new_empty(*k.shape[:3], *call.out_size)
+    lse = empty_lse(k, call.out_size)
+    call.run("forward", (q, k, v, out, lse))
+    return out, lse
+
+
+def attend_backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    lse: Tensor,
+    window: tuple[int, int, int],
+    grads: Sequence[Tensor],
+) -> None:
+    """Write the gradients of q, k and v.
+
+    Args:
+        grad: Gradient of the output.
+        maps: q, k and v as ``attend`` takes them.
+        lse: Log-sum-exp of the logits.
+        window: Kernel size, stride, dilation.
+        grads: For those of q, k and v; each stored as q, v and v are.
+    """
+    q, k, v = maps
+    dq, dk, dv = grads
+    call = _Attention(q, k, v, window)
+    grad, lse = grad.contiguous(), lse.contiguous()
+    delta = torch.empty_like(lse)
+    call.run("grad_query", (grad, q, k, v, lse, dq, delta))
+    call.run("grad_key", (grad, q, k, v, lse, delta, dk, dv))
+
+
+def at_stride(q: Tensor, stride: int) -> Tensor:
+    """The queries, contiguous."""
+    return q[..., ::stride, ::stride].contiguous()
+
+
 class _Attention:
     """Which family of attention kernels runs a call, and its arguments."""
 
-    def __init__(self, k: Tensor, kernel_size: int, stride: int, dilation: int) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int, int]) -> None:
         batch, heads, self.channels, height, width = k.shape
         self.planes, self.in_size = batch * heads, (height, width)
-        kernel_size, stride, dilation = usable_window(self.in_size, kernel_size, stride, dilation)
+        self.slots = (heads, q.shape[1], v.shape[1])
+        kernel_size, stride, dilation = usable_window(self.in_size, *window)
         self.dtype, self.stride, self.kernel_size = k.dtype, stride, kernel_size
         self.out_size = output_size(self.in_size, stride)
         self.window = (kernel_size, stride, dilation)
         self.reflect = can_reflect(self.in_size, dilation * (kernel_size // 2))
         self.tiled = has_tiles(*self.window, k.dtype)
-        self.sizes = (self.channels, *self.in_size, *self.out_size)
+        self.sizes = (*self.slots, self.channels, *self.in_size, *self.out_size)
         self.scale = float(self.channels) ** -0.5
         check_plane(self.in_size, *self.window)
 
@@ -93,7 +139,7 @@ class _Attention:
         last = (self.reflect, cut.blocks_per_plane, self.scale)
         name = f"attention_{part}_any<{TYPES[self.dtype]}>"
         args = (*tensors, *self.sizes, *self.window, *last)
-        launch("attention", name, cut.grid, cut.block, args)
+        launch("attention_any", name, cut.grid, cut.block, args)
 
     def _run_tiled(
         self, part: str, tensors: tuple[Tensor, ...], owned: tuple[int, int], gather: bool
@@ -118,7 +164,3 @@ class _Attention:
         args = (*tensors, self.planes, *self.sizes, *cuts, self.reflect, self.scale)
         name = f"attention_{part}<{template}>"
         launch("attention", name, cut.grid, cut.block, args, cut.shared_bytes)
-
-
-def _at_stride(q: Tensor, stride: int) -> Tensor:
-    return q[..., ::stride, ::stride].contiguous()

@@ -1,11 +1,19 @@
 """The CUDA kernels by source and template arguments."""
 
+import re
 from functools import cache
 from pathlib import Path
 
 import torch
 
-SOURCES = ("attention", "aggregation", "difference")
+SOURCES = (
+    "attention",
+    "attention_any",
+    "aggregation",
+    "convolution",
+    "convolution_maps",
+    "difference",
+)
 KERNEL_SIZES = (3, 5, 7)
 TILED_STRIDES = (1, 2)
 TYPES = {
@@ -18,14 +26,26 @@ TYPES = {
 COMPILE_OPTIONS = ("-std=c++17",)
 # Channels of one thread: CHANNELS of aggregation.cu.
 CHANNELS = 8
+# Kernel size and stride that the kernels of the convolution path were compiled for; 0 takes all.
+# Each once with a layer and once without.
+CONVOLUTIONS = {
+    "convolution": (
+        ("convolution_forward", ("3, 1", "3, 2", "0, 0")),
+        ("convolution_grad_kernels", ("3, 1", "3, 2", "0, 0")),
+    ),
+    "convolution_maps": (("convolution_grad_maps", ("3", "0")),),
+}
 
 
 @cache
 def source(stem: str) -> str:
-    """The whole text of a kernel file, the shared header in place of its ``#include``."""
-    folder = Path(__file__).parents[2] / "csrc" / "cuda"
-    header = (folder / "common.cuh").read_text()
-    return (folder / f"{stem}.cu").read_text().replace('#include "common.cuh"', header)
+    """The whole text of a kernel file, our headers in place of their ``#include``."""
+    return _text(f"{stem}.cu")
+
+
+def _text(name: str) -> str:
+    text = (Path(__file__).parents[2] / "csrc" / "cuda" / name).read_text()
+    return re.sub(r'#include "(.+)"', lambda found: _text(found[1]), text)
 
 
 def query_rows(kernel_size: int, dtype: torch.dtype) -> int:
@@ -43,6 +63,12 @@ def has_tiles(kernel_size: int, stride: int, dilation: int, dtype: torch.dtype) 
     return fits and dilation == 1 and kernel_size in KERNEL_SIZES and stride in TILED_STRIDES
 
 
+def path_window(kernel_size: int, stride: int) -> tuple[int, int]:
+    """Kernel size and stride of the convolution path's kernels that run a call."""
+    known = kernel_size == 3 and stride in TILED_STRIDES
+    return (kernel_size, stride) if known else (0, 0)
+
+
 def names(stem: str, dtype: torch.dtype) -> list[str]:
     """Name expressions of every instantiation of a source for one dtype."""
     kind = TYPES[dtype]
@@ -53,7 +79,17 @@ def names(stem: str, dtype: torch.dtype) -> list[str]:
             *(f"{stem}_forward<{kind}, {k}, {s}, {query_rows(k, dtype)}>" for k, s in tiled),
             *(f"{stem}_grad_query<{kind}, {k}, {s}>" for k, s in tiled),
             *(f"{stem}_grad_key<{kind}, {k}, {s}>" for k, s in tiled),
-            *(f"{stem}_{part}_any<{kind}>" for part in ("forward", "grad_query", "grad_key")),
+        ]
+    if stem == "attention_any":
+        parts = ("forward", "grad_query", "grad_key")
+        return [f"attention_{part}_any<{kind}>" for part in parts]
+    if stem in CONVOLUTIONS:
+        forms = ("true", "false")
+        return [
+            f"{part}<{kind}, {window}, {form}>"
+            for part, windows in CONVOLUTIONS[stem]
+            for window in windows
+            for form in forms
         ]
     parts = {
         "aggregation": ("forward", "grad_value", "grad_weight"),

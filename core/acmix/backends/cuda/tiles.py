@@ -8,16 +8,16 @@ import torch
 from acmix.checks import require
 
 # The bound that every kernel was compiled for.
-_THREADS = 128
+THREADS = 128
 _MAX_COLUMNS, _MAX_ROWS = 16, 8
 # What every device lends a block without being asked for more.
-_SHARED_BYTES = 48 * 1024
+SHARED_BYTES = 48 * 1024
 # More channels a barrier help little, and less shared memory lets more blocks live together.
 _MAX_CHUNK = 8
 _MAX_BLOCK_DEPTH = 64
 # Two for each multiprocessor of an H100: maps of 7×7 fill a device with many small blocks rather
 # than with few full ones.
-_ENOUGH_BLOCKS = 264
+ENOUGH_BLOCKS = 264
 
 
 class Pixels(NamedTuple):
@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
 
 def cut_pixels(pixels: int, planes: int) -> Pixels:
     """Blocks of whole warps over planes of ``pixels`` each."""
-    threads = min(_THREADS, -(-pixels // 32) * 32)
+    threads = min(THREADS, -(-pixels // 32) * 32)
     blocks = -(-pixels // threads)
     return Pixels(blocks * planes, (threads, 1, 1), blocks)
 
@@ -70,10 +70,10 @@ def cut_tiles(
         gather: Threads own keys and read queries, instead of the opposite.
     """
     limit = max(1, _MAX_ROWS // min(rows, 2))
-    y, tiles_y = _even(-(-size[0] // rows), limit)
-    x, tiles_x = _even(size[1], _MAX_COLUMNS)
-    spare = tiles_y * tiles_x * planes // _ENOUGH_BLOCKS
-    z = max(1, min(spare, _THREADS // (x * y), _MAX_BLOCK_DEPTH))
+    y, tiles_y = even(-(-size[0] // rows), limit)
+    x, tiles_x = even(size[1], _MAX_COLUMNS)
+    spare = tiles_y * tiles_x * planes // ENOUGH_BLOCKS
+    z = max(1, min(spare, THREADS // (x * y), _MAX_BLOCK_DEPTH))
 
     def halo(threads: int) -> int:
         if gather:
@@ -83,12 +83,12 @@ def cut_tiles(
     positions = halo(y * rows) * halo(x)
     table = -(-4 * positions // 16) * 16
     channel = z * positions * (8 if dtype == torch.float64 else 4)
-    chunk = min(channels, _MAX_CHUNK, (_SHARED_BYTES - table) // channel)
+    chunk = min(channels, _MAX_CHUNK, (SHARED_BYTES - table) // channel)
     grid = tiles_y * tiles_x * -(-planes // z)
     return Tiles(grid, (x, y, z), tiles_y, tiles_x, chunk, table + chunk * channel)
 
 
-def _even(size: int, limit: int) -> tuple[int, int]:
+def even(size: int, limit: int) -> tuple[int, int]:
     """Length and number of the fewest tiles of at most ``limit``, cut evenly."""
     count = -(-size // limit)
     return -(-size // count), count

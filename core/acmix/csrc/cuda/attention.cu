@@ -13,27 +13,38 @@
 // reflected border. The gather over p needs no atomics, so gradients are the same on every run.
 // A position encoding is part of the keys: q_p . position_p is constant over the softmax.
 //
+// delta is formed as sum_r P(p, r) (g_p . v_r): both factors are at hand.
+//
 // Layout: q, out, g, dq (planes, D, out_h, out_w), the queries already taken at the stride;
 // k, v, dk, dv (planes, D, height, width); lse, delta (planes, out_h, out_w). A plane is one head
-// of one image.
+// of one image. The planes of an image may lie among others, those of the projections q, k, v one
+// after another: q and dq first of `q_slots`, v and dv last of `v_slots`, dk in their middle; k,
+// which the position is taken off, by itself.
 //
 // Two families. The tiled kernels (k = 3, 5, 7; stride 1 or 2; dilation 1) hold all logits of
-// ROWS queries in registers and pass the keys through shared memory, some channels at a time. The
-// kernels named `_any` take every size, one thread a query or key, and read through the caches;
-// they repeat the dot products for every 16 channels of output.
+// ROWS queries in registers and pass the keys through shared memory, some channels at a time.
+// Those of attention_any.cu take every size.
 //
 // On paper (H100: 3.35 TB/s, 132 SMs at 1.755 GHz; one channel of one query, k = 7, stride 1, e
 // bytes an element):
 //   forward   4 e bytes, 98 multiply-adds, 56 shared loads with ROWS = 2. A warp of 64 queries
 //             takes 112 cycles for its loads, the narrowest unit, and 71 (float) or 35 (half)
 //             cycles for its bytes: 0.6 of the bandwidth floor in float, 0.3 in half.
-//   backward  12 e bytes over both kernels, 343 multiply-adds, 343 shared loads: 0.31 of the
-//             floor in float, 0.15 in half.
+//   backward  11 e bytes over both kernels, 343 multiply-adds, 343 shared loads: 0.28 of the
+//             floor in float, 0.14 in half.
 // Not counted: idle lanes, 12 to 25 % of a block at 56, 28, 14 and 7 pixels; the halo,
 // (16 + 6)(8 + 6) / (16 * 8) = 2.4 reads of each key, mostly from the L2; and at stride 2 the
 // neighbouring queries' keys, two apart, which take shared memory twice as long. Maps of 7 x 7 are
-// bound by too few threads instead. Half the floor is out of reach in half precision without
-// matrix units.
+// bound by too few threads instead.
+//
+// Matrix units (mma.sync m16n8k16, half precision, sm_80 on) are not used. On paper, forward, for
+// 2 x 8 queries and the 8 x 16 keys of their halo, rows padded to whole eights (49 of 128 products
+// are wanted), in cycles of one channel of one query: 1.75 today, for the loads; then 0.55 for the
+// bytes, 0.25 for the fragments of k and v, 0.2 for the products at 60 % of their peak, and 8 / D
+// for the exponentials, of which lanes can't skip those outside the window. So three times as fast
+// for D >= 16, at the bandwidth floor. It needs the exchange of row maxima between lanes, and
+// fragments whose layout ldmatrix and mma define: the emulator and the PTX interpreter have
+// neither, and a kernel that only the compiler has seen is not worth its name here.
 // These kernels have been compiled and emulated on a CPU; they have not been run on a GPU.
 #include "common.cuh"
 
@@ -160,9 +171,9 @@ template <typename T, int K, int S, int ROWS>
 __global__ void __launch_bounds__(128)
     attention_forward(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                       T* __restrict__ out, typename Accumulator<T>::type* __restrict__ lse,
-                      int planes, int channels, int height, int width, int out_h, int out_w,
-                      int tiles_y, int tiles_x, int chunk, int reflect,
-                      typename Accumulator<T>::type scale) {
+                      int planes, int heads, int q_slots, int v_slots, int channels, int height,
+                      int width, int out_h, int out_w, int tiles_y, int tiles_x, int chunk,
+                      int reflect, typename Accumulator<T>::type scale) {
     using A = typename Accumulator<T>::type;
     Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y * ROWS - 1) * S + K,
                  (blockDim.x - 1) * S + K, chunk);
@@ -182,12 +193,14 @@ __global__ void __launch_bounds__(128)
         valid[r] = tile.active && y < out_h && x0 + int(threadIdx.x) < out_w;
     }
     const Offset plane = tile.plane;
-    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
+    const Offset inputs = Offset(channels) * pixels, outputs = Offset(channels) * out_pixels;
+    q += slot(tile.plane, heads, q_slots, 0) * outputs;
+    k += plane * inputs;
+    v += slot(tile.plane, heads, v_slots, 2) * inputs;
     const int corner = threadIdx.y * ROWS * S * tile.width + threadIdx.x * S;
 
     A weight[ROWS][K * K] = {};
-    correlate<K, S, ROWS>(tile, k + inputs, pixels, corner, q + outputs, out_pixels, at, channels,
-                          weight);
+    correlate<K, S, ROWS>(tile, k, pixels, corner, q, out_pixels, at, channels, weight);
     A factor[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -207,7 +220,7 @@ __global__ void __launch_bounds__(128)
         factor[r] = A(1) / total;
         if (valid[r]) lse[plane * out_pixels + at[r]] = top + log(total);
     }
-    combine<K, S, ROWS>(tile, v + inputs, pixels, corner, weight, factor, channels, out + outputs,
+    combine<K, S, ROWS>(tile, v, pixels, corner, weight, factor, channels, out + plane * outputs,
                         out_pixels, at, valid);
 }
 
@@ -216,11 +229,11 @@ template <typename T, int K, int S>
 __global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
     attention_grad_query(const T* __restrict__ grad, const T* __restrict__ q,
                          const T* __restrict__ k, const T* __restrict__ v,
-                         const T* __restrict__ out,
                          const typename Accumulator<T>::type* __restrict__ lse, T* __restrict__ dq,
-                         typename Accumulator<T>::type* __restrict__ delta, int planes,
-                         int channels, int height, int width, int out_h, int out_w, int tiles_y,
-                         int tiles_x, int chunk, int reflect, typename Accumulator<T>::type scale) {
+                         typename Accumulator<T>::type* __restrict__ delta, int planes, int heads,
+                         int q_slots, int v_slots, int channels, int height, int width, int out_h,
+                         int out_w, int tiles_y, int tiles_x, int chunk, int reflect,
+                         typename Accumulator<T>::type scale) {
     using A = typename Accumulator<T>::type;
     Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y - 1) * S + K, (blockDim.x - 1) * S + K,
                  chunk);
@@ -233,20 +246,15 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
     const bool valid[1] = {tile.active && y0 + int(threadIdx.y) < out_h &&
                            x0 + int(threadIdx.x) < out_w};
     const Offset plane = tile.plane;
-    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
+    const Offset inputs = Offset(channels) * pixels, outputs = Offset(channels) * out_pixels;
+    const Offset queries = slot(tile.plane, heads, q_slots, 0) * outputs;
     const Offset query = plane * out_pixels + at[0];
     const int corner = threadIdx.y * S * tile.width + threadIdx.x * S;
-
-    A mean = 0;
-    for (int c = 0; c < channels; ++c) {
-        const Offset element = outputs + Offset(c) * out_pixels + at[0];
-        mean += A(load(grad + element)) * A(load(out + element));
-    }
-    if (valid[0]) delta[query] = mean;
+    k += plane * inputs;
+    v += slot(tile.plane, heads, v_slots, 2) * inputs;
 
     A weight[1][K * K] = {}, slope[1][K * K] = {};
-    correlate<K, S, 1>(tile, k + inputs, pixels, corner, q + outputs, out_pixels, at, channels,
-                       weight);
+    correlate<K, S, 1>(tile, k, pixels, corner, q + queries, out_pixels, at, channels, weight);
     const A log_sum = lse[query];
 #pragma unroll
     for (int o = 0; o < K * K; ++o) {
@@ -254,13 +262,17 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
         const bool seen = reflect || is_inside(key_y, key_x, height, width);
         weight[0][o] = seen ? exp(weight[0][o] * scale - log_sum) : A(0);
     }
-    correlate<K, S, 1>(tile, v + inputs, pixels, corner, grad + outputs, out_pixels, at, channels,
+    correlate<K, S, 1>(tile, v, pixels, corner, grad + plane * outputs, out_pixels, at, channels,
                        slope);
+    A mean = 0;
+#pragma unroll
+    for (int o = 0; o < K * K; ++o) mean += weight[0][o] * slope[0][o];
+    if (valid[0]) delta[query] = mean;
 #pragma unroll
     for (int o = 0; o < K * K; ++o) weight[0][o] *= slope[0][o] - mean;
     const A factor[1] = {scale};
-    combine<K, S, 1>(tile, k + inputs, pixels, corner, weight, factor, channels, dq + outputs,
-                     out_pixels, at, valid);
+    combine<K, S, 1>(tile, k, pixels, corner, weight, factor, channels, dq + queries, out_pixels,
+                     at, valid);
 }
 
 // First query, on the query grid, whose window can hold key r: ceil((r - K / 2) / S).
@@ -278,9 +290,9 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
                        const T* __restrict__ v,
                        const typename Accumulator<T>::type* __restrict__ lse,
                        const typename Accumulator<T>::type* __restrict__ delta, T* __restrict__ dk,
-                       T* __restrict__ dv, int planes, int channels, int height, int width,
-                       int out_h, int out_w, int tiles_y, int tiles_x, int chunk, int reflect,
-                       typename Accumulator<T>::type scale) {
+                       T* __restrict__ dv, int planes, int heads, int q_slots, int v_slots,
+                       int channels, int height, int width, int out_h, int out_w, int tiles_y,
+                       int tiles_x, int chunk, int reflect, typename Accumulator<T>::type scale) {
     using A = typename Accumulator<T>::type;
     constexpr int J = (K + S - 1) / S;
     Tile<A> tile(tiles_y, tiles_x, planes, (blockDim.y + S - 2) / S + J,
@@ -294,13 +306,16 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
     const bool valid[1] = {tile.active && y0 + int(threadIdx.y) < height &&
                            x0 + int(threadIdx.x) < width};
     const Offset plane = tile.plane;
-    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels;
+    const Offset inputs = Offset(channels) * pixels, outputs = Offset(channels) * out_pixels;
+    const Offset values = slot(tile.plane, heads, v_slots, 2) * inputs;
+    q += slot(tile.plane, heads, q_slots, 0) * outputs;
+    grad += plane * outputs;
     const int query_y = first_query<K, S>(y), query_x = first_query<K, S>(x);
     const int corner =
         (query_y - first_query<K, S>(y0)) * tile.width + query_x - first_query<K, S>(x0);
 
     A weight[1][J * J] = {}, slope[1][J * J] = {};
-    correlate<J, 1, 1>(tile, q + outputs, out_pixels, corner, k + inputs, pixels, at, channels,
+    correlate<J, 1, 1>(tile, q, out_pixels, corner, k + plane * inputs, pixels, at, channels,
                        weight);
 #pragma unroll
     for (int i = 0; i < J; ++i) {
@@ -318,173 +333,15 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
         }
     }
     const A one[1] = {A(1)}, factor[1] = {scale};
-    combine<J, 1, 1>(tile, grad + outputs, out_pixels, corner, weight, one, channels, dv + inputs,
-                     pixels, at, valid);
-    correlate<J, 1, 1>(tile, grad + outputs, out_pixels, corner, v + inputs, pixels, at, channels,
-                       slope);
+    combine<J, 1, 1>(tile, grad, out_pixels, corner, weight, one, channels, dv + values, pixels, at,
+                     valid);
+    correlate<J, 1, 1>(tile, grad, out_pixels, corner, v + values, pixels, at, channels, slope);
 #pragma unroll
     for (int j = 0; j < J * J; ++j) {
         const int p_y = query_y + j / J, p_x = query_x + j % J;
         if (is_inside(p_y, p_x, out_h, out_w))
             weight[0][j] *= slope[0][j] - delta[plane * out_pixels + p_y * out_w + p_x];
     }
-    combine<J, 1, 1>(tile, q + outputs, out_pixels, corner, weight, factor, channels, dk + inputs,
-                     pixels, at, valid);
-}
-
-// ---- Every other size: one thread a query or a key, CHANNELS channels of the result at a time.
-
-constexpr int CHANNELS = 16;
-
-// sum_c a[c] * b[c] over maps of different size.
-template <typename A, typename T>
-__device__ __forceinline__ A dot(const T* __restrict__ a, int a_pixels, const T* __restrict__ b,
-                                 int b_pixels, int channels) {
-    A sum = 0;
-    for (int c = 0; c < channels; ++c)
-        sum += A(load(a + Offset(c) * a_pixels)) * A(load(b + Offset(c) * b_pixels));
-    return sum;
-}
-
-// sum[c] = keep * sum[c] + weight * map[c] for the channels from c0 on.
-template <typename A, typename T>
-__device__ __forceinline__ void add(A (&sum)[CHANNELS], A keep, A weight, const T* __restrict__ map,
-                                    int pixels, int c0, int channels) {
-#pragma unroll
-    for (int c = 0; c < CHANNELS; ++c)
-        if (c0 + c < channels)
-            sum[c] = keep * sum[c] + weight * A(load(map + Offset(c0 + c) * pixels));
-}
-
-template <typename A, typename T>
-__device__ __forceinline__ void store_all(T* __restrict__ out, const A (&sum)[CHANNELS], A factor,
-                                          int pixels, int c0, int channels) {
-#pragma unroll
-    for (int c = 0; c < CHANNELS; ++c)
-        if (c0 + c < channels) store(out + Offset(c0 + c) * pixels, factor * sum[c]);
-}
-
-// Grid of the three: blocks_per_plane * planes blocks over the queries or keys of a plane.
-template <typename T>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3)
-    attention_forward_any(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
-                          T* __restrict__ out, typename Accumulator<T>::type* __restrict__ lse,
-                          int channels, int height, int width, int out_h, int out_w,
-                          int kernel_size, int stride, int dilation, int reflect,
-                          int blocks_per_plane, typename Accumulator<T>::type scale) {
-    using A = typename Accumulator<T>::type;
-    const int pixels = height * width, out_pixels = out_h * out_w;
-    const Offset plane = blockIdx.x / blocks_per_plane;
-    const int p = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
-    if (p >= out_pixels) return;
-    const int top_y = p / out_w * stride - kernel_size / 2 * dilation;
-    const int left_x = p % out_w * stride - kernel_size / 2 * dilation;
-    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels + p;
-
-    for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
-        A sum[CHANNELS] = {}, top = -infinity(), total = 0;
-        for (int o = 0; o < kernel_size * kernel_size; ++o) {
-            const int y = source_index(top_y + o / kernel_size * dilation, height, reflect);
-            const int x = source_index(left_x + o % kernel_size * dilation, width, reflect);
-            if (y < 0 || x < 0) continue;
-            const Offset key = inputs + y * width + x;
-            const A logit = scale * dot<A>(q + outputs, out_pixels, k + key, pixels, channels);
-            const A higher = max(top, logit), keep = exp(top - higher),
-                    weight = exp(logit - higher);
-            top = higher;
-            total = keep * total + weight;
-            add(sum, keep, weight, v + key, pixels, c0, channels);
-        }
-        store_all(out + outputs, sum, A(1) / total, out_pixels, c0, channels);
-        if (c0 == 0) lse[plane * out_pixels + p] = top + log(total);
-    }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3)
-    attention_grad_query_any(const T* __restrict__ grad, const T* __restrict__ q,
-                             const T* __restrict__ k, const T* __restrict__ v,
-                             const T* __restrict__ out,
-                             const typename Accumulator<T>::type* __restrict__ lse,
-                             T* __restrict__ dq, typename Accumulator<T>::type* __restrict__ delta,
-                             int channels, int height, int width, int out_h, int out_w,
-                             int kernel_size, int stride, int dilation, int reflect,
-                             int blocks_per_plane, typename Accumulator<T>::type scale) {
-    using A = typename Accumulator<T>::type;
-    const int pixels = height * width, out_pixels = out_h * out_w;
-    const Offset plane = blockIdx.x / blocks_per_plane;
-    const int p = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
-    if (p >= out_pixels) return;
-    const int top_y = p / out_w * stride - kernel_size / 2 * dilation;
-    const int left_x = p % out_w * stride - kernel_size / 2 * dilation;
-    const Offset inputs = plane * channels * pixels, outputs = plane * channels * out_pixels + p;
-    const A log_sum = lse[plane * out_pixels + p];
-    const A mean = dot<A>(grad + outputs, out_pixels, out + outputs, out_pixels, channels);
-    delta[plane * out_pixels + p] = mean;
-
-    for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
-        A sum[CHANNELS] = {};
-        for (int o = 0; o < kernel_size * kernel_size; ++o) {
-            const int y = source_index(top_y + o / kernel_size * dilation, height, reflect);
-            const int x = source_index(left_x + o % kernel_size * dilation, width, reflect);
-            if (y < 0 || x < 0) continue;
-            const Offset key = inputs + y * width + x;
-            const A logit = scale * dot<A>(q + outputs, out_pixels, k + key, pixels, channels);
-            const A slope = dot<A>(grad + outputs, out_pixels, v + key, pixels, channels) - mean;
-            add(sum, A(1), exp(logit - log_sum) * slope, k + key, pixels, c0, channels);
-        }
-        store_all(dq + outputs, sum, scale, out_pixels, c0, channels);
-    }
-}
-
-// First index of the queries within `reach` of key r, and one past the last.
-__device__ __forceinline__ int first_within(int r, int reach, int stride) {
-    return r <= reach ? 0 : (r - reach + stride - 1) / stride;
-}
-__device__ __forceinline__ int end_within(int r, int reach, int stride, int out_size) {
-    return min(out_size, (r + reach) / stride + 1);
-}
-
-template <typename T>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3)
-    attention_grad_key_any(const T* __restrict__ grad, const T* __restrict__ q,
-                           const T* __restrict__ k, const T* __restrict__ v,
-                           const typename Accumulator<T>::type* __restrict__ lse,
-                           const typename Accumulator<T>::type* __restrict__ delta,
-                           T* __restrict__ dk, T* __restrict__ dv, int channels, int height,
-                           int width, int out_h, int out_w, int kernel_size, int stride,
-                           int dilation, int reflect, int blocks_per_plane,
-                           typename Accumulator<T>::type scale) {
-    using A = typename Accumulator<T>::type;
-    const int pixels = height * width, out_pixels = out_h * out_w;
-    const Offset plane = blockIdx.x / blocks_per_plane;
-    const int r = blockIdx.x % blocks_per_plane * blockDim.x + threadIdx.x;
-    if (r >= pixels) return;
-    const int y = r / width, x = r % width, radius = kernel_size / 2, reach = radius * dilation;
-    const Offset key = plane * channels * pixels + r, outputs = plane * channels * out_pixels;
-    const int end_y = end_within(y, reach, stride, out_h);
-    const int end_x = end_within(x, reach, stride, out_w);
-
-    for (int c0 = 0; c0 < channels; c0 += CHANNELS) {
-        A sum_k[CHANNELS] = {}, sum_v[CHANNELS] = {};
-        for (int p_y = first_within(y, reach, stride); p_y < end_y; ++p_y) {
-            const int count_y = visits(p_y * stride, y, height, radius, dilation, reflect);
-            if (count_y == 0) continue;
-            for (int p_x = first_within(x, reach, stride); p_x < end_x; ++p_x) {
-                const int count =
-                    count_y * visits(p_x * stride, x, width, radius, dilation, reflect);
-                if (count == 0) continue;
-                const int p = p_y * out_w + p_x;
-                const Offset query = outputs + p, row = plane * out_pixels + p;
-                const A logit = scale * dot<A>(q + query, out_pixels, k + key, pixels, channels);
-                const A weight = A(count) * exp(logit - lse[row]);
-                const A slope =
-                    dot<A>(grad + query, out_pixels, v + key, pixels, channels) - delta[row];
-                add(sum_k, A(1), weight * slope, q + query, out_pixels, c0, channels);
-                add(sum_v, A(1), weight, grad + query, out_pixels, c0, channels);
-            }
-        }
-        store_all(dk + key, sum_k, scale, pixels, c0, channels);
-        store_all(dv + key, sum_v, A(1), pixels, c0, channels);
-    }
+    combine<J, 1, 1>(tile, q, out_pixels, corner, weight, factor, channels,
+                     dk + slot(tile.plane, heads, v_slots, 1) * inputs, pixels, at, valid);
 }

@@ -73,3 +73,9 @@ __device__ __forceinline__ int visits(int centre, int r, int size, int radius, i
     }
     return count;
 }
+
+// Where the maps of a plane begin, in planes: `heads` of every image, those of its queries,
+// keys or values (`part` 0, 1, 2) among `slots`, three times as many, or by themselves.
+__device__ __forceinline__ Offset slot(int plane, int heads, int slots, int part) {
+    return Offset(plane / heads) * slots + plane % heads + part * (slots - heads) / 2;
+}
