@@ -77,7 +77,7 @@ bench: $(INSTALLED)
 # A machine with a device needs torch, CuPy and pytest, and no network: nothing is installed.
 OUT ?= build/gpu
 gpu:
-	PYTHONPATH=$(ROOT)/core:$(PYTHONPATH) $(PYTHON) core/benchmarks/gpu.py --out $(OUT)
+	PYTHONPATH="$(CURDIR)/core:$(PYTHONPATH)" $(PYTHON) core/benchmarks/gpu.py --out "$(OUT)"
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
