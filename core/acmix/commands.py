@@ -11,6 +11,7 @@ from acmix.errors import InputError
 from acmix.mm import cli
 from acmix.mm.explain import input_errors_explained
 from acmix.mm.export import export
+from acmix.mm.predict import predict
 from acmix.mm.projects import config_files, project_folder
 from acmix.suggest import did_you_mean
 
@@ -38,6 +39,7 @@ def _list_configs(project: Path, argv: Sequence[str]) -> None:
 COMMANDS = {
     "train": Command("CONFIG", "train a model", cli.train),
     "test": Command("CONFIG CHECKPOINT", "test it", cli.test),
+    "predict": Command("CONFIG CHECKPOINT IMAGES", "classes, objects or masks of images", predict),
     "export": Command("CONFIG CHECKPOINT OUT", "as a file that runs without acmix", export),
     "convert": Command(
         "IN OUT", "weights of any origin as a clean file", lambda _, argv: conversion.main(argv)

@@ -95,6 +95,22 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def predict_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/predict.py``."""
+    parser = _config_parser("Predict classes, objects or masks of images")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument("images", nargs="+", help="images, folders with images, or patterns")
+    parser.add_argument(
+        "--out-dir", help="folder for pictures, predictions.json and predictions.csv"
+    )
+    parser.add_argument(
+        "--topk", type=int, default=5, help="classes or objects of an image (default: 5)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; a GPU by default where there is one")
+    return parser
+
+
 def _config_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="config file")
