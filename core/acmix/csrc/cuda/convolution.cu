@@ -43,7 +43,9 @@
 
 // `taps` is the number of maps f, or 0 without a layer.
 template <typename T, int K, int S, bool LAYER>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : LAYER ? 3 : 4)
+__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2
+                                       : LAYER        ? 3
+                                                      : 4)
     convolution_forward(const T* __restrict__ maps,
                         const typename Accumulator<T>::type* __restrict__ kernels,
                         const typename Accumulator<T>::type* __restrict__ layer,
