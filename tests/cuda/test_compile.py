@@ -35,9 +35,7 @@ def test_error_names_source_and_architecture(compiler, monkeypatch):
 
 def test_spills_are_counted(compiler, monkeypatch):
     text = sources.source("attention")
-    tight = text.replace(
-        "sizeof(T) == 8 ? 1 : KEY_BLOCKS)\n    attention_grad_key(", "8) attention_grad_key("
-    )
+    tight = text.replace("(128, KEY_BLOCKS<T, K, S>)", "(128, 8)")
     assert tight != text
     monkeypatch.setattr(sources, "source", lambda stem: tight)
     name = "attention_grad_key<float, 7, 1>"
