@@ -1,27 +1,36 @@
 include ci/venv.mk
 include ci/mmcv.mk
 .DEFAULT_GOAL := help
+TOOLS := $(PLACE)build/tools
+OLDEST := $(PLACE)build/oldest
+# Of what is released.
+DIST ?= $(PLACE)dist
 
-.PHONY: help install integrations test test-fast lint format tables check-tables info bench gpu soak lock audit clean
+.PHONY: help install integrations test test-fast test-core test-oldest lint format tables check-tables info bench \
+  gpu soak lock audit wheels check-wheels clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
 	@echo "make integrations  timm, Lightning, ultralytics and others, for tests of our layers in them"
 	@echo "make test          all tests ('make test-fast' leaves out the slow ones)"
+	@echo "make test-core     the core's alone, which needs torch, pytest and hypothesis; PY=python"
+	@echo "make test-oldest   the same with the oldest torch allowed, in an environment of its own"
 	@echo "make lint          style, format and types; 'make format' mends what it can"
-	@echo "make check-tables  README tables against metafile.yml; 'make tables' writes them"
+	@echo "make check-tables  tables of the pages against their sources; 'make tables' writes them"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
 	@echo "make gpu           CUDA kernels tested and timed in eight minutes, with PYTHON as it is; OUT=folder"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make lock          versions of ci/constraints.txt with their hashes; ARGS=--upgrade for the others"
+	@echo "make wheels        the five packages as wheels and sources, in dist/"
+	@echo "make check-wheels  install, train, test and export with them alone; after 'make wheels'"
 	@echo "make audit         known vulnerabilities of what is installed"
 	@echo "make -C swin train: train the embedded model; the same in resnet, san, pvt"
 
 install: $(INSTALLED)
 
 integrations: $(INSTALLED)
-	$(call fetch,integrations,-e './core[integrations]')
+	$(call fetch,integrations)
 
 # One thread a process: the processes already fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
@@ -31,6 +40,14 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow" $(ARGS)
+
+# Of the core, which needs torch alone, in any environment: make test-core PY=python
+test-core: $(if $(filter $(VENV)/%,$(PY)),$(INSTALLED))
+	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/core" $(PY) -m pytest tests/core $(ARGS)
+
+# The same with the oldest torch that the metadata allows.
+test-oldest: $(OLDEST)/.installed
+	$(MAKE) test-core PY=$(OLDEST)/bin/python
 
 CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
@@ -60,16 +77,15 @@ bench: $(INSTALLED)
 # A machine with a device needs torch, CuPy and pytest, and no network: nothing is installed.
 OUT ?= build/gpu
 gpu:
-	PYTHONPATH=$(ROOT)/core:$(PYTHONPATH) $(PYTHON) core/benchmarks/gpu.py --out $(OUT)
+	PYTHONPATH="$(CURDIR)/core:$(PYTHONPATH)" $(PYTHON) core/benchmarks/gpu.py --out "$(OUT)"
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
 
-# Tools that have needs of their own stay out of .venv.
-TOOLS := build/tools
-$(TOOLS)/.installed: ci/locks/tools.txt
-	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
+# Environments that have needs of their own stay out of .venv.
+$(TOOLS)/.installed $(OLDEST)/.installed: $(PLACE)build/%/.installed: ci/locks/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
 	  --require-hashes -r $<
 	touch $@
 
@@ -79,6 +95,15 @@ lock: $(TOOLS)/.installed
 audit: $(INSTALLED) $(TOOLS)/.installed
 	$(TOOLS)/bin/python ci/audit.py $(PY) $(ARGS)
 
+wheels: $(TOOLS)/.installed
+	$(TOOLS)/bin/python ci/wheels.py "$(DIST)"
+
+# In an environment that has nothing else of ours.
+check-wheels:
+	$(PYTHON) ci/check_python.py
+	$(PYTHON) ci/check_wheels.py "$(DIST)" $(ARGS)
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf */build */dist */*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

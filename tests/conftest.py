@@ -1,8 +1,13 @@
 """Fixtures for all tests."""
 
+import gc
+
 import pytest
 import torch
 
+import metafiles
+
+metafiles.read_once()
 pytest.register_assert_rewrite("operators", "operator_contract", "layer_contract")
 
 
@@ -14,7 +19,7 @@ def fixed_seed():
 
 def pytest_addoption(parser):
     """``--thorough``: also what takes a minute a test."""
-    parser.addoption("--thorough", action="store_true", help="compile and export whole backbones")
+    parser.addoption("--thorough", action="store_true", help="also run tests marked thorough")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -25,3 +30,9 @@ def pytest_collection_modifyitems(config, items):
             if item.get_closest_marker("thorough"):
                 item.add_marker(skip)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish(session):
+    """What was imported stays: a collection of garbage, as data sets start one, is short then."""
+    gc.collect()
+    gc.freeze()

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from acmix import GlobalACmix, WindowACmix
+from acmix.mm.formats import FileFormat, Onnx, Request, Run
 from families import FAMILIES
 from layers import LAYERS, randomised
 
@@ -16,7 +16,6 @@ from layers import LAYERS, randomised
 SIZES = ((11, 10), (9, 7), (8, 12), (2, 3), (1, 1), (16, 21))
 IMAGES = ((96, 128), (64, 64), (65, 97), (33, 50), (20, 30), (130, 75))
 BATCHES = (1, 3)
-OPEN = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
 
 
 class OnMaps(nn.Module):
@@ -60,10 +59,7 @@ def backbone(name: str, **options) -> nn.Module:
 @torch.no_grad()
 def error_at(run: Callable[[Tensor], Sequence[Tensor] | Tensor], model: nn.Module, x: Tensor):
     """Largest difference of the outputs of ``run`` from those of the model in eager mode."""
-    actual, expected = run(x), model(x)
-    if isinstance(expected, Tensor):
-        actual = actual[0] if isinstance(actual, (list, tuple)) else actual
-        actual, expected = [actual], [expected]
+    actual, expected = ((out,) if isinstance(out, Tensor) else out for out in (run(x), model(x)))
     for mine, theirs in zip(actual, expected, strict=True):
         assert mine.shape == theirs.shape, f"{tuple(x.shape)}"
     return max((mine - theirs).abs().max() for mine, theirs in zip(actual, expected, strict=True))
@@ -83,26 +79,26 @@ def assert_equal_at(
             assert error <= tolerance, f"{batch} of {size}: {error:.2g}"
 
 
-def to_onnx(model: nn.Module, x: Tensor, path: Path, *, dynamo: bool, any_size: bool = True):
-    """Write an ONNX file by one of torch's two exporters."""
-    pytest.importorskip("onnxscript", reason="onnxscript is missing: pip install acmix[onnx]")
-    options = dict(dynamo=dynamo, input_names=["x"], verbose=False)
-    if dynamo:
-        options.update(external_data=False)
-        options.update(dynamic_shapes=(OPEN,) if any_size else None)
-    elif any_size:
-        options.update(dynamic_axes={"x": {0: "batch", 2: "height", 3: "width"}})
-    torch.onnx.export(model, (x,), path, **options)
+def in_onnxruntime(
+    model: nn.Module, x: Tensor, path: Path, *, dynamo: bool, any_size: bool = True
+) -> Run:
+    """The model as an ONNX file by one of torch's two exporters, in onnxruntime."""
+    for package in Onnx.packages:
+        pytest.importorskip(package, reason=f"{package} is missing: pip install acmix[onnx]")
+    return written(Onnx(dynamo), model, x, path, any_size=any_size)
 
 
-def onnx_session(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """A function that runs an ONNX file in onnxruntime."""
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: [torch.from_numpy(out) for out in session.run(None, {"x": x.numpy()})]
+def written(
+    kind: FileFormat, model: nn.Module, x: Tensor, path: Path, *, any_size: bool = True
+) -> Run:
+    """The model as a file, read again."""
+    kind.write(model, path, Request([x], dynamic=any_size))
+    return kind.load(path)
 
 
-def nodes_of(path: Path) -> int:
-    """Nodes of an ONNX file, those of subgraphs left out."""
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-    return len(onnx.load(path).graph.node)
+def in_openvino(path: Path) -> Run:
+    """An ONNX file as a function that OpenVINO compiles, in single precision on any processor."""
+    openvino = pytest.importorskip("openvino", reason="pip install openvino")
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", precision)
+    return lambda x: tuple(torch.from_numpy(out) for out in compiled(x.numpy()).values())

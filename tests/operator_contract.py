@@ -154,8 +154,9 @@ class RegisteredContract(Contract):
             cases = self.registrations
             metafunc.parametrize("registration", cases.values(), ids=cases)
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize(
+        ("layout", "dtype"), [("contiguous", torch.float16), ("channels_last", torch.float64)]
+    )
     def test_registration(self, registration, layout, dtype):
         for op, arguments in self._calls(registration, layout, dtype):
             first = not op._schema.name.endswith("_backward")

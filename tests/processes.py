@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Callable
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from forks import start_clean_fork
+from forks import join_all, start_clean_fork
 
 
 def together(count: int, meeting: Path | str, function: Callable[[int], None]) -> None:
@@ -23,15 +22,7 @@ def together(count: int, meeting: Path | str, function: Callable[[int], None]) -
         AssertionError: One of them failed; its traceback is on stderr.
     """
     processes = [start_clean_fork(_run, rank, count, meeting, function) for rank in range(count)]
-    running = list(processes)
-    while running:
-        wait([process.sentinel for process in running])
-        running = [process for process in running if process.exitcode is None]
-        if any(process.exitcode for process in processes):
-            for process in running:
-                process.kill()
-    for process in processes:
-        process.join()
+    join_all(processes)
     assert not any(process.exitcode for process in processes), "a process failed, see above"
 
 

@@ -13,6 +13,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 
+# They register their backbones, in processes that run something of this file too.
+import acmix_resnet  # noqa: F401
+import acmix_swin  # noqa: F401
 from acmix.mm.runner import ACmixRunner
 from support import ROOT
 

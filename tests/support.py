@@ -2,9 +2,7 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix.modules import ACmixBase
+from forks import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -30,7 +29,7 @@ def golden_weights(name: str, model: str) -> dict[str, Tensor]:
 
 def build_model(config: Path) -> nn.Module:
     """The model of a config file, in the scope of its library."""
-    # Tests of the kernels run where MMEngine is not installed.
+    # Not above: tests of the core run with torch alone.
     from mmengine.config import Config
     from mmengine.registry import MODELS
 
@@ -40,18 +39,24 @@ def build_model(config: Path) -> nn.Module:
 
 
 def run_tool(project, tool, *arguments, cwd, check=True, processes=1):
-    """Run ``tools/<tool>.py`` of a project as a user does, without a GPU."""
-    launch = [sys.executable]
+    """Run ``tools/<tool>.py`` of a project as a user does, or as torchrun in several processes."""
+    environments = [{}]
     if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launch, ROOT / project / "tools" / f"{tool}.py", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+        shared = dict(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+        ranks = map(str, range(processes))
+        environments = [dict(shared, RANK=rank, LOCAL_RANK=rank) for rank in ranks]
+    script = ROOT / project / "tools" / f"{tool}.py"
+    result = run_python(script, *arguments, cwd=cwd, environments=environments)
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
+
+
+def free_port() -> str:
+    """A port where processes of this machine can meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def scrambled(network: nn.Module, mean: float = 0.05, std: float = 0.2) -> nn.Module:

@@ -218,7 +218,10 @@ def paper_models():
     found = []
     for name, family in FAMILIES.items():
         for model in yaml.safe_load((ROOT / name / "metafile.yml").read_text())["Models"]:
-            found.append(pytest.param(*family.full[model["Name"]], model, id=model["Name"]))
+            # The smallest of each family is fast.
+            marks = [pytest.mark.slow] * (model["Name"] != next(iter(family.full)))
+            parameters = *family.full[model["Name"]], model
+            found.append(pytest.param(*parameters, id=model["Name"], marks=marks))
     return found
 
 

@@ -48,8 +48,13 @@ SHALLOW = {
 }
 
 
-# One family's step always; the others in a thorough run.
+# One step always, with all that a step may have; the others in a thorough run.
 THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in SHALLOW]
+STEPS = [
+    ("resnet", True),
+    *(pytest.param(name, True, marks=pytest.mark.thorough) for name in ("san", "pvt", "swin")),
+    *(pytest.param(name, False, marks=pytest.mark.thorough) for name in SHALLOW),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +72,7 @@ def step(run, backbone, x):
     return [m.detach() for m in maps], [p.grad for p in backbone.parameters()]
 
 
-@pytest.mark.parametrize("with_cp", [False, True], ids=["plain", "checkpointed"])
-@pytest.mark.parametrize("name", ["resnet", *THOROUGH[1:]])
+@pytest.mark.parametrize(("name", "with_cp"), STEPS)
 def test_training_step_is_that_of_eager_mode(name, with_cp):
     backbone = SHALLOW[name](out_indices=(0, 1), with_cp=with_cp).double()
     compiled = torch.compile(backbone, fullgraph=True)

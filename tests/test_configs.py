@@ -22,13 +22,22 @@ CONFIGS = sorted(
 GRAMMAR = re.compile(r"acmix-[a-z0-9-]+_(\d+)xb(\d+)_(in1k(_amp)?|imagefolder|digits-32px)\.py")
 # Those of mixed precision differ in the optimiser's wrapper alone.
 MODEL_CONFIGS = [path for path in CONFIGS if not path.stem.endswith("_amp")]
+SMALLEST = re.compile(r"-(resnet26|san10|pvt-tiny|swin-tiny)_|digits")
 
 
 def ids(path):
     return path.stem
 
 
-@pytest.mark.parametrize("path", MODEL_CONFIGS, ids=ids)
+def slow_if_large():
+    """The configs of every model; those of larger ones are slow."""
+    return [
+        pytest.param(path, marks=[pytest.mark.slow] * (not SMALLEST.search(path.stem)))
+        for path in MODEL_CONFIGS
+    ]
+
+
+@pytest.mark.parametrize("path", slow_if_large(), ids=ids)
 def test_config_builds_and_steps(path):
     cfg = Config.fromfile(path)
     cfg.model.head.num_classes = cfg.model.head.num_classes or 3
@@ -37,6 +46,10 @@ def test_config_builds_and_steps(path):
     )
     model = MODELS.build(cfg.model)
     model.init_weights()
+    for layer in (m for m in model.modules() if isinstance(m, ACmixBase)):
+        taps = torch.eye(9).view(1, 9, 3, 3).expand_as(layer.dep_conv.weight)
+        assert torch.equal(layer.dep_conv.weight, taps)
+        assert layer.rate1.item() == layer.rate2.item() == 0.5
     model.train()
     samples = [DataSample().set_gt_label(label) for label in (0, 1)]
     data = model.data_preprocessor(
@@ -48,19 +61,6 @@ def test_config_builds_and_steps(path):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", MODEL_CONFIGS, ids=ids)
-def test_config_initialisation_keeps_shifts_and_rates(path):
-    cfg = Config.fromfile(path)
-    cfg.model.head.num_classes = cfg.model.head.num_classes or 3
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    for layer in (m for m in model.modules() if isinstance(m, ACmixBase)):
-        taps = torch.eye(9).view(1, 9, 3, 3).expand_as(layer.dep_conv.weight)
-        assert torch.equal(layer.dep_conv.weight, taps)
-        assert layer.rate1.item() == layer.rate2.item() == 0.5
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=ids)

@@ -24,6 +24,7 @@ FLOORS = (
     ("acmix",),
     ("acmix.info", "acmix.mm"),
     ("acmix.convert",),
+    ("acmix.commands",),
     ("acmix_pvt", "acmix_resnet", "acmix_san", "acmix_swin"),
     ("tools",),
 )

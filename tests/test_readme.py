@@ -12,7 +12,10 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS, DefaultScope
 from mmpretrain.registry import MODELS
 
+from acmix import commands
 from acmix.mm import checks, parsers, settings
+from acmix.mm.projects import project_folder
+from forks import run_python
 from support import ROOT
 
 FOLDERS = [
@@ -22,6 +25,7 @@ FOLDERS = [
         *("docs", "docs/train", "docs/your-network"),
     )
 ]
+PACKAGES = ("acmix", "acmix_resnet", "acmix_san", "acmix_pvt", "acmix_swin")
 # What a page about it may ask for.
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
 # What make may be given.
@@ -44,7 +48,7 @@ def blocks(language):
     return found
 
 
-def commands():
+def typed_commands():
     found = []
     for parameter in blocks("bash"):
         path, body, _ = parameter.values
@@ -61,21 +65,20 @@ def test_snippet_runs(path, snippet, output, tmp_path):
     for name in OPTIONAL:
         if re.search(rf"^(import|from) .*\b{name}\b", snippet, re.MULTILINE):
             pytest.importorskip(name, reason=f"{name} is not installed (pip install {name})")
-    result = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    result = run_python("-c", snippet, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     promised = output.splitlines() or re.findall(r"print\(.*\)  # (.*)", snippet)
     assert result.stdout.strip().splitlines() == promised
 
 
-@pytest.mark.parametrize(("folder", "words"), commands())
+@pytest.mark.parametrize(("folder", "words"), typed_commands())
 def test_command_names_what_exists(folder, words):
     checks = {
         "make": check_make,
         "pip": check_pip,
         "sbatch": check_batch,
         ".venv/bin/python": check_tool,
+        "python": check_module,
     }
     checks[words[0]](folder, words[1:])
 
@@ -110,7 +113,7 @@ def check_batch(folder, words):
 def option_lines():
     """Commands of the pages that train a classifier with options: folder, config, options."""
     found = []
-    for parameter in commands():
+    for parameter in typed_commands():
         folder, words = parameter.values
         if words[:1] != ["make"]:
             continue
@@ -150,8 +153,22 @@ def test_options_of_a_training_build(folder, arguments, monkeypatch):
 
 
 def check_pip(folder, words):
-    assert words[0] == "install"
-    assert (ROOT / words[1].split("[")[0] / "pyproject.toml").is_file()
+    assert words[0] in ("install", "uninstall")
+    for name in (word for word in words[1:] if "/" in word):
+        if wheel := re.fullmatch(r"dist/(acmix\w*)-\*\.whl", name):
+            assert wheel[1] in PACKAGES
+        else:
+            assert (ROOT / name.split("[")[0] / "pyproject.toml").is_file()
+
+
+def check_module(folder, words):
+    flag, package, command, *arguments = words
+    assert flag == "-m"
+    assert package in PACKAGES
+    assert command in commands.COMMANDS
+    if command in ("train", "test"):
+        args = getattr(parsers, f"{command}_parser")().parse_args(arguments)
+        settings.read_config(project_folder(package), args)
 
 
 def check_tool(folder, words):

@@ -29,7 +29,7 @@ from acmix.modules import (
 from acmix.modules.neighbourhood import renamed
 from acmix.report import Replacement
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ACmix",

@@ -64,7 +64,9 @@ def neighbour_rows(
         columns = padded[..., offset + start].transpose(-2, -3)
     else:
         columns = padded.unfold(-1, reach + 1, stride)[..., ::dilation].movedim(-1, -3)
-    return [columns[..., y, :] for y in _offsets(reach, stride, dilation)]
+    # By index, `columns[..., y, :]` is two nodes of a written call.
+    rows = _offsets(reach, stride, dilation)
+    return [torch.ops.aten.slice(columns, -2, y.start, y.stop, y.step) for y in rows]
 
 
 def shifts_of(padded: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1) -> list[Tensor]:
@@ -93,7 +95,7 @@ def _gathered_border(x: Tensor, pad: int) -> Tensor:
     height, width = x.shape[-2:]
     mirror = exceeds((height, width), pad, x.device)
     rows, cols = (torch.arange(size + 2 * pad, device=x.device) - pad for size in (height, width))
-    inside = is_inside(rows, height, mirror)[:, None] & is_inside(cols, width, mirror)
+    inside = is_inside(rows, height, mirror).unsqueeze(1) & is_inside(cols, width, mirror)
     x = x.index_select(-2, on_map(rows, height)).index_select(-1, on_map(cols, width))
     return torch.where(inside, x, 0)
 

@@ -30,7 +30,7 @@ def is_known(*sizes: Size) -> bool:
         from torch.fx.experimental.symbolic_shapes import has_static_value
 
         return all(has_static_value(cast(SymInt, size)) for size in sizes)
-    return not any(isinstance(size, Tensor) for size in sizes)
+    return not torch.jit.is_tracing() or not any(isinstance(size, Tensor) for size in sizes)
 
 
 def at_least(size: Size, least: int) -> Size:

@@ -14,21 +14,15 @@ from pathlib import Path
 
 import torch
 from timing import alternate, device_name
-from torch import Tensor, nn
+from torch import nn
 
 import acmix
+from acmix.mm.formats import FileFormat, Onnx, Program, Request, Trace
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from exporting import (  # noqa: E402
-    OPEN,
-    OnMaps,
-    error_at,
-    nodes_of,
-    onnx_session,
-    to_onnx,
-)
+from exporting import OnMaps, error_at  # noqa: E402
 from layers import randomised  # noqa: E402
 
 OUTPUT = Path(__file__).with_name("exports.csv")
@@ -47,51 +41,22 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 # Windows or reduced pixels: torch.export makes a guard of it.
 NEED_MORE_THAN_ONE = (acmix.WindowACmix, acmix.GlobalACmix)
 
-Run = Callable[[Tensor], Tensor]
-
-
-def exported(layer: nn.Module, x: Tensor, path: Path, any_size: bool) -> tuple[Run, int]:
-    """``torch.export``: the program as a function, and its nodes."""
-    program = torch.export.export(layer, (x,), dynamic_shapes=(OPEN,) if any_size else None)
-    torch.export.save(program, path)
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    return program.module(), len(calls)
-
-
-def traced(layer: nn.Module, x: Tensor, path: Path, any_size: bool) -> tuple[Run, int]:
-    """``torch.jit.trace``, which leaves all sizes open."""
-    trace = torch.jit.trace(layer, x)
-    trace.save(str(path))
-    return trace, len(list(trace.inlined_graph.nodes()))
-
-
-def onnx(dynamo: bool) -> Callable[[nn.Module, Tensor, Path, bool], tuple[Run, int]]:
-    """ONNX by one of torch's two exporters, in onnxruntime."""
-
-    def write(layer: nn.Module, x: Tensor, path: Path, any_size: bool) -> tuple[Run, int]:
-        to_onnx(layer, x, path, dynamo=dynamo, any_size=any_size)
-        session = onnx_session(path)
-        return lambda x: session(x)[0], nodes_of(path)
-
-    return write
-
-
-WAYS = {
-    "torch.export": (exported, "layer.pt2", (False, True)),
-    "torch.jit.trace": (traced, "layer.pt", (True,)),
-    "ONNX, dynamo=True": (onnx(True), "layer.onnx", (False, True)),
-    "ONNX, dynamo=False": (onnx(False), "layer.onnx", (False, True)),
+# Ways, and for which sizes; a trace leaves them open in any case.
+WAYS: dict[str, tuple[FileFormat, tuple[bool, ...]]] = {
+    "torch.export": (Program(), (False, True)),
+    "torch.jit.trace": (Trace(), (True,)),
+    "ONNX, dynamo=True": (Onnx(), (False, True)),
+    "ONNX, dynamo=False": (Onnx(dynamo=False), (False, True)),
 }
 
 
-def measure(layer: nn.Module, way: str, any_size: bool, folder: Path) -> dict:
+def measure(layer: OnMaps, kind: FileFormat, any_size: bool, path: Path) -> dict:
     """One row: export, compare and time."""
-    write, name, _ = WAYS[way]
-    path = folder / name
     x = layer.example(*SIZE, batch=2 if any_size else 1)
-    run, nodes = write(layer, x, path, any_size)
+    kind.write(layer, path, Request([x], dynamic=any_size))
+    run = kind.load(path)
     sizes = SIZES if any_size else SIZES[:1]
-    if way == "torch.export" and isinstance(layer.layer, NEED_MORE_THAN_ONE):
+    if isinstance(kind, Program) and isinstance(layer.layer, NEED_MORE_THAN_ONE):
         sizes = [size for size in sizes if min(size) > 7]
     batches = (1, 3) if any_size else (1,)
     error = max(
@@ -104,7 +69,7 @@ def measure(layer: nn.Module, way: str, any_size: bool, folder: Path) -> dict:
     ratios = [a / b for a, b in zip(seconds["file"], seconds["eager"], strict=True)]
     return {
         "sizes": "any" if any_size else "one",
-        "nodes": nodes,
+        "nodes": kind.nodes(path),
         "KiB": round(path.stat().st_size / 1024),
         "error": f"{error:.1e}",
         "ms": f"{1e3 * statistics.median(seconds['file']):.3g}",
@@ -123,10 +88,10 @@ def main() -> None:
             torch.manual_seed(0)
             module = randomised(build()).eval()
             layer = OnMaps(acmix.deploy(module) if form == "deployed" else module)
-            for way, (*_, kinds) in WAYS.items():
-                for any_size in kinds:
+            for way, (kind, sizes) in WAYS.items():
+                for any_size in sizes:
                     with tempfile.TemporaryDirectory() as folder:
-                        found = measure(layer, way, any_size, Path(folder))
+                        found = measure(layer, kind, any_size, Path(folder, "layer"))
                     rows.append(dict(layer=name, form=form, way=way, device=device_name(), **found))
                     print(*list(rows[-1].values())[:-1], flush=True)
     with OUTPUT.open("w", newline="") as file:

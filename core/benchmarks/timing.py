@@ -1,13 +1,16 @@
 """Alternating timings, peak memory, and the table they are kept in."""
 
 import csv
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 REPEATS = 7
 
@@ -20,6 +23,34 @@ def device_name() -> str:
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0].split(":")[1].strip() if models else cpu
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def keep_memory() -> None:
+    """Start the program again with an allocator that keeps what is freed.
+
+    glibc may give the memory of large maps back after every call. Whether it does depends on the
+    sizes around, and the page faults of the next call then take up to half of its time.
+    """
+    settings = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(2 << 30)}
+    if not settings.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
+
+
+def maps_last(x: Tensor) -> Tensor:
+    """(B, N, D, H, W) with the channels of a pixel side by side."""
+    flat = x.flatten(1, 2).to(memory_format=torch.channels_last)
+    return flat.unflatten(1, x.shape[1:3]).detach()
+
+
+def training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Forward and backward pass of the sum of the output."""
+
+    def step() -> None:
+        out = net(x)
+        (out[-1] if isinstance(out, tuple) else out).sum().backward()
+        net.zero_grad(set_to_none=True)
+
+    return step
 
 
 def alternate(sides: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list]:
@@ -83,11 +114,12 @@ class Table:
             )
 
     def write(self, path: Path) -> None:
-        """Keep the rows, all or none; cases in the file that were not run now stay."""
+        """Keep the rows, all or none; cases that were not run now, and other devices', stay."""
         cases, kept = {row["case"] for row in self.rows}, []
         if path.exists():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["case"] not in cases]
+                rows = list(csv.DictReader(file))
+            kept = [r for r in rows if r["case"] not in cases or r["device"] != self.device]
         partial = path.with_suffix(".partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)

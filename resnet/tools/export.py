@@ -7,6 +7,8 @@ try:
     from acmix.mm.export import export
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed in {sys.executable}; run 'make install' first")
+except ImportError as error:  # a library of the system is missing
+    sys.exit(f"error: {error}")
 
 if __name__ == "__main__":
     export(Path(__file__).resolve().parents[1])

@@ -107,7 +107,7 @@ def _shift_mask(
     rows, cols = (_regions(length, window, shift, device) for length in size)
     regions = rows[:, None, :, None] * 3 + cols[None, :, None, :]
     regions = regions.flatten(2, 3).flatten(0, 1)
-    return (regions[:, None, :] != regions[:, :, None]).float() * -100.0
+    return torch.where(regions[:, None, :] != regions[:, :, None], -100.0, 0.0)
 
 
 def _regions(length: int, window: int, shift: int | Tensor, device: torch.device) -> Tensor:

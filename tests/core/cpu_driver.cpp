@@ -62,6 +62,7 @@ constexpr acmix::Type type_of() {
 }
 
 int32_t& backward_of(acmix::Convolution& call) { return call.backward; }
+int32_t& backward_of(acmix::Folding& call) { return call.backward; }
 template <typename Call>
 int32_t& backward_of(Call& call) {
     return call.window.backward;
@@ -184,6 +185,66 @@ bool convolutions_agree(const Shape& s, bool layered, int threads) {
     return true;
 }
 
+// Both operators one after the other, or by threads that share the work.
+template <typename T>
+bool paths_agree(const Shape& s, bool last, int threads) {
+    std::vector<int64_t> in{s.batch, s.heads, s.depth, s.height, s.width};
+    std::vector<int64_t> out{s.batch, s.heads, s.depth, s.out_h(), s.out_w()};
+    const Tensor<T> q(in, last, 1), k(in, last, 2), v(in, last, 3);
+    const Pixels<T> maps(s.batch, s.heads, s.depth, s.height, s.width, false, 4);
+    const Tensor<T> kernels({2, s.heads, 3, 3, s.depth}, false, 5);
+    std::vector<T> first;
+    for (bool together : {false, true}) {
+        Tensor<T> y(out, last, 6), lse({s.batch, s.heads, 1, s.out_h(), s.out_w()}, false, 7);
+        Pixels<T> convolved(s.batch, 2, s.depth, s.out_h(), s.out_w(), true, 8);
+        acmix::Attention attention{window_of<T>(s, threads)};
+        attention.q = q.map, attention.k = k.map, attention.v = v.map;
+        attention.out = y.map, attention.lse = lse.map;
+        acmix::Convolution convolution{};
+        convolution.type = type_of<T>(), convolution.threads = threads;
+        convolution.batch = s.batch, convolution.maps = s.heads, convolution.depth = s.depth;
+        convolution.outs = 2, convolution.height = s.height, convolution.width = s.width;
+        convolution.kernel = 3, convolution.stride = s.stride, convolution.band = 2;
+        convolution.kernels = kernels.data.data();
+        convolution.input = maps.map, convolution.out = convolved.map;
+        int status = together ? acmix_paths(&attention, &convolution, 0)
+                              : acmix_attention(&attention, 0) | acmix_convolution(&convolution, 0);
+        if (status != 0) std::abort();
+        std::vector<T> all;
+        append<T>(all, {&y, &lse, &convolved});
+        if (!together) first = all;
+        if (first != all) return false;
+    }
+    return true;
+}
+
+// By one thread, or by several.
+template <typename T>
+bool foldings_agree(const Shape& s, int threads) {
+    int64_t area = s.kernel < 5 ? s.kernel * s.kernel : 9;
+    const Tensor<T> kernels({1, s.depth * s.heads, s.height, area, 1}, false, 1);
+    const Tensor<T> layer({1, 1, 1, s.height, s.width}, false, 2);
+    const Tensor<T> grad({s.batch, s.heads, s.width, area, s.depth}, false, 3);
+    std::vector<T> first;
+    for (int many : {1, threads}) {
+        Tensor<T> folded({1, s.heads, s.width, area, s.depth}, false, 4);
+        Tensor<T> grad_layer({1, 1, s.heads, s.height, s.width}, false, 5);
+        Tensor<T> grad_kernels({1, s.depth * s.heads, s.height, area, 1}, false, 6);
+        acmix::Folding call{};
+        call.type = type_of<T>(), call.threads = many, call.outs = s.heads, call.depth = s.depth;
+        call.taps = s.height, call.maps = s.width, call.area = area, call.summands = s.batch;
+        call.layer = layer.data.data(), call.kernels = kernels.data.data();
+        call.folded = folded.data.data(), call.grad_folded = grad.data.data();
+        call.grad_layer = grad_layer.data.data(), call.grad_kernels = grad_kernels.data.data();
+        if (!run_both(acmix_folding, call)) std::abort();
+        std::vector<T> all;
+        append<T>(all, {&folded, &grad_layer, &grad_kernels});
+        if (many == 1 && first.empty()) first = all;
+        if (first != all) return false;
+    }
+    return true;
+}
+
 bool too_large_runs_out_of_memory() {
     for (const Shape& shape : kTooLarge) {
         const acmix::Window window = window_of<float>(shape, 1);
@@ -205,7 +266,11 @@ int main(int, char** argv) {
                 failed[caller] += !window_kernels_agree<double>(shape, last, threads);
                 failed[caller] += !convolutions_agree<float>(shape, last, threads);
                 failed[caller] += !convolutions_agree<double>(shape, last, threads);
+                failed[caller] += !paths_agree<float>(shape, last, threads);
+                failed[caller] += !paths_agree<double>(shape, last, threads);
             }
+            failed[caller] += !foldings_agree<float>(shape, threads);
+            failed[caller] += !foldings_agree<double>(shape, threads);
         }
     };
     std::vector<std::thread> running;

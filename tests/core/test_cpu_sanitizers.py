@@ -25,7 +25,8 @@ def run_sanitized(tmp_path, sanitizer, variant, arguments):
         options = build._X86_VARIANTS[variant]
     binary = tmp_path / "driver"
     sources = [DRIVER, *(build.SOURCE / name for name in ("dispatch.cpp", *build.KERNELS))]
-    command = [*compiler, "-std=c++17", "-O1", "-g", "-pthread", "-Wno-psabi"]
+    # To optimise takes longer than to run, and may leave out what a sanitizer would see.
+    command = [*compiler, "-std=c++17", "-O0", "-g1", "-pthread", "-Wno-psabi"]
     command += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", *options]
     command += [f"-I{build.SOURCE}", *map(str, sources), "-o", str(binary)]
     built = subprocess.run(command, capture_output=True, text=True)

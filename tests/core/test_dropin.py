@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -155,13 +154,14 @@ def test_bad_input_is_refused_before_anything_changes(model, options, error):
 
 
 @pytest.fixture
-def resnet18():
-    model = torchvision.models.resnet18(num_classes=5)
-    return model, replace_convolutions(model, kernel_att=3)
+def models():
+    """torchvision's models, where it is installed: the core needs torch alone."""
+    return pytest.importorskip("torchvision", reason="pip install torchvision").models
 
 
-def test_resnet18_trains(resnet18):
-    model, report = resnet18
+def test_resnet18_trains(models):
+    model = models.resnet18(num_classes=5)
+    report = replace_convolutions(model, kernel_att=3)
     assert len(report.replaced) == 16
     assert [row.names for row in report if row.kept] == [("conv1",)]
     optimizer = torch.optim.AdamW(model.parameters())
@@ -175,16 +175,16 @@ def test_resnet18_trains(resnet18):
     assert model.layer1[0].conv1.rate1.item() != 0
 
 
-def test_resnet18_state_dict_goes_there_and_back(resnet18):
-    model, _ = resnet18
-    other = torchvision.models.resnet18(num_classes=5)
+def test_resnet18_state_dict_goes_there_and_back(models):
+    model, other = models.resnet18(num_classes=5), models.resnet18(num_classes=5)
+    replace_convolutions(model, kernel_att=3)
     replace_convolutions(other, kernel_att=3, copy_weights=False)
     other.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 33, 33)
     torch.testing.assert_close(other.eval()(x), model.eval()(x))
 
 
-def test_resnet50_becomes_the_papers():
-    model = torchvision.models.resnet50()
+def test_resnet50_becomes_the_papers(models):
+    model = models.resnet50()
     replace_convolutions(model, copy_weights=False)
     assert count_parameters(model) == 18_333_976

@@ -1,12 +1,8 @@
 """Peak memory of the kernels grows with the input, not with the window."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 
+from forks import run_python
 from operator_contract import needs_kernels
 from support import ROOT
 
@@ -15,27 +11,28 @@ pytestmark = [pytest.mark.slow, needs_kernels]
 # In a process of its own, whose peak the kernel counts: what torch sees does not show the scratch
 # of compiled kernels.
 SCRIPT = """
-    import pathlib, sys, torch
-    import operators
+import pathlib, sys, torch
+sys.path.append(sys.argv[1])
+import operators
 
-    def peak():  # that of getrusage begins with the parent's
-        status = pathlib.Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+def peak():  # that of getrusage begins with the parent's
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
-    def call(size):
-        case = operators.Case((size, size), 7, batch=2, heads=4, depth=16)
-        inputs = [torch.rand(shape, requires_grad=True) for shape in kind.shapes(case).values()]
-        kept = inputs[0].numel() * 4
-        before = peak()
-        out = kind.on(case, "cpu")(*inputs)
-        forward = peak()
-        out.backward(out.detach())
-        return (forward - before) / kept, (peak() - before) / kept
+def call(size):
+    case = operators.Case((size, size), 7, batch=2, heads=4, depth=16)
+    inputs = [torch.rand(shape, requires_grad=True) for shape in kind.shapes(case).values()]
+    kept = inputs[0].numel() * 4
+    before = peak()
+    out = kind.on(case, "cpu")(*inputs)
+    forward = peak()
+    out.backward(out.detach())
+    return (forward - before) / kept, (peak() - before) / kept
 
-    kind = getattr(operators, sys.argv[1])()
-    torch.set_num_threads(2)
-    call(16)  # torch's own start-up is not the operator's
-    print(*call(224))
+kind = getattr(operators, sys.argv[2])()
+torch.set_num_threads(2)
+call(16)  # torch's own start-up is not the operator's
+print(*call(224))
 """
 
 
@@ -56,11 +53,9 @@ SCRIPT = """
         ("Paths", 3, 5.5),
     ],
 )
-def test_no_map_is_copied_for_every_window_pixel(operator, forward, backward):
-    path = os.pathsep.join([str(ROOT / "core"), str(ROOT / "tests")])
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), operator]
-    env = {**os.environ, "PYTHONPATH": path}
-    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+def test_no_map_is_copied_for_every_window_pixel(operator, forward, backward, tmp_path):
+    path = str(ROOT / "tests")
+    ran = run_python("-c", SCRIPT, path, operator, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]
     measured = tuple(map(float, ran.stdout.split()))
     assert measured[0] < forward, measured

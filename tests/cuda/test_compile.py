@@ -19,7 +19,10 @@ def test_float_compiles_without_spills(compiler, stem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [75, 80, 86, 90, 100, 120])
+@pytest.mark.parametrize(
+    "arch",
+    [75, *(pytest.param(arch, marks=pytest.mark.thorough) for arch in (80, 86, 90, 100, 120))],
+)
 @pytest.mark.parametrize("stem", sources.SOURCES)
 def test_every_type_compiles_without_spills(compiler, stem, arch):
     for dtype in sources.TYPES:

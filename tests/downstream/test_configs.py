@@ -21,6 +21,11 @@ CONFIGS = sorted(ROOT.glob("*/configs/detection/*.py")) + sorted(
 )
 # Of the images of ImageNet, as every config has them.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+# Those of a larger backbone alone are for a thorough run.
+TRAINED = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] * ("-small_" in path.stem))
+    for path in CONFIGS
+]
 PAPERS = [path for path in CONFIGS if "_own-" not in path.stem]
 GRAMMAR = re.compile(
     r"(retinanet|(cascade-)?mask-rcnn)_acmix-[a-z]+-?[a-z0-9]+_fpn_(ms-|ms-crop-)?[13]x_coco"
@@ -95,7 +100,7 @@ def data_of(path):
     return "coco" if "detection" in path.parts else "ade"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINED)
 def test_config_trains_and_predicts(path, request, tmp_path):
     data = request.getfixturevalue(data_of(path))
     cfg = small(path, data, tmp_path)

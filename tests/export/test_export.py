@@ -1,10 +1,13 @@
 """torch.export: programs of plain operators that serve any batch, height and width."""
 
+import functools
+
 import pytest
 import torch
 
 import acmix
-from exporting import OPEN, SIZES, OnMaps, assert_equal_at, backbone
+from acmix.mm.formats import OPEN
+from exporting import SIZES, OnMaps, assert_equal_at, backbone
 from families import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -16,6 +19,13 @@ LARGER = [size for size in SIZES if min(size) > 8]
 
 def exported(model, x, **options):
     return torch.export.export(model, (x,), dynamic_shapes=(OPEN,), **options)
+
+
+@functools.cache
+def layer_and_program(name, **options):
+    """A layer, and its program that serves any size; made once for all tests of a process."""
+    layer = OnMaps.of(name, **options)
+    return layer, exported(layer, layer.example(11, 10))
 
 
 @pytest.mark.parametrize(
@@ -32,18 +42,16 @@ def exported(model, x, **options):
     ids=str,
 )
 def test_layer_runs_at_any_size(name, options, sizes):
-    layer = OnMaps.of(name, **options)
-    program = exported(layer, layer.example(11, 10))
+    layer, program = layer_and_program(name, **options)
     assert not [node for node in program.graph.nodes if "acmix" in str(node.target)]
     assert_equal_at(program.module(), layer, sizes, layer.channels)
 
 
 @pytest.mark.parametrize("name", ["WindowACmix", "GlobalACmix"])
 def test_a_size_that_is_not_served_is_refused(name):
-    layer = OnMaps.of(name)
-    program = exported(layer, layer.example(11, 10)).module()
+    layer, program = layer_and_program(name)
     with pytest.raises(AssertionError, match="Guard failed"):
-        program(layer.example(2, 2))
+        program.module()(layer.example(2, 2))
 
 
 def test_strict_export_runs_at_any_size():
@@ -53,9 +61,9 @@ def test_strict_export_runs_at_any_size():
 
 
 def test_example_of_fixed_size_keeps_the_tiles_of_that_size():
-    layer = OnMaps.of("ACmix2d")
+    layer, free = layer_and_program("ACmix2d")
     x = layer.example(11, 10)
-    fixed, free = torch.export.export(layer, (x,)), exported(layer, x)
+    fixed = torch.export.export(layer, (x,))
     assert 3 * len(fixed.graph.nodes) < 2 * len(free.graph.nodes)
     torch.testing.assert_close(fixed.module()(x), layer(x))
 
@@ -68,11 +76,10 @@ def test_a_named_backend_is_refused(backend):
 
 
 def test_export_is_the_same_with_and_without_gradients():
-    layer = OnMaps.of("ACmix2d")
-    x = layer.example(11, 10)
+    layer, program = layer_and_program("ACmix2d")
     with torch.no_grad():
-        without = exported(layer, x)
-    targets = [[str(n.target) for n in p.graph.nodes] for p in (without, exported(layer, x))]
+        without = exported(layer, layer.example(11, 10))
+    targets = [[str(n.target) for n in p.graph.nodes] for p in (without, program)]
     assert targets[0] == targets[1]
 
 

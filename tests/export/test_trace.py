@@ -52,12 +52,15 @@ def test_traced_layer_trains_as_the_layer():
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet", pytest.param("san", marks=pytest.mark.slow), "pvt"])
+@pytest.mark.parametrize(
+    "name", ["pvt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet", "san"))]
+)
 @no_warning
 def test_backbone_runs_at_other_sizes(name):
     assert_traces(backbone(name))
 
 
+@pytest.mark.slow
 def test_swin_runs_at_other_sizes():
     # It warns: MMCV's patch merging asks whether there are as many tokens as pixels.
     assert_traces(backbone("swin"))
@@ -100,6 +103,7 @@ def test_wrong_channels_are_named():
         torch.jit.trace(layer, torch.randn(2, 5, 9, 7))
 
 
+@pytest.mark.slow
 def test_tensorboard_draws_a_backbone(tmp_path):
     tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="no tensorboard here")
     with tensorboard.SummaryWriter(tmp_path) as writer:

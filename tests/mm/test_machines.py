@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ import pytest
 
 from acmix.mm.launch import RECORD, LaunchRecord, launcher
 from runs import StopHook, assert_same_end, copied, run, tiny_config
-from support import ROOT
+from support import ROOT, free_port
 
 # Three epochs of two iterations in two processes; a worker is killed in the second one.
 CONFIG = f"""
@@ -38,16 +37,13 @@ def environment(tmp_path_factory):
     (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (venv / "bin" / "python").chmod(0o755)
     (venv / ".installed").touch()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         "VENV": str(venv),
         "PYTHON": sys.executable,
         "PYTHONPATH": os.pathsep.join(paths),
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": free_port(),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
@@ -89,18 +85,25 @@ def whole(environment, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_machines_train_as_two_processes_of_one(whole, environment, tmp_path):
     settings = ("NNODES=2", "MASTER_ADDR=127.0.0.1")
     finish(*[start(tmp_path, environment, *settings, f"NODE_RANK={n}") for n in (0, 1)])
     assert_same_end(tmp_path / "work", whole, "epoch_3.pth")
 
 
-@pytest.mark.slow
-def test_killed_workers_go_on_where_they_were(whole, environment, tmp_path):
-    work_dir = tmp_path / "work"
+def work_dir_of_an_earlier_run(whole, folder):
+    """One with a checkpoint that the next run doesn't resume."""
+    work_dir = folder / "work"
     work_dir.mkdir()
-    # Of an earlier run, which this one doesn't resume.
     shutil.copy(whole / "epoch_3.pth", work_dir / "epoch_2.pth")
+    return work_dir
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_killed_workers_go_on_where_they_were(whole, environment, tmp_path):
+    work_dir = work_dir_of_an_earlier_run(whole, tmp_path)
     output = finish(start(tmp_path, environment, "GPUS=2", "MAX_RESTARTS=1", kill=True))
     assert (tmp_path / "killed").exists()
     assert f"Resuming from {work_dir}/epoch_1.pth" in output
@@ -142,7 +145,7 @@ def batch_job(folder, environment, srun, *arguments, **variables):
 @pytest.mark.slow
 def test_the_batch_file_trains_on_two_machines_and_survives_a_kill(whole, environment, tmp_path):
     config, trace = write_config(tmp_path, kill=True)
-    work_dir = tmp_path / "work"
+    work_dir = work_dir_of_an_earlier_run(whole, tmp_path)
     output = batch_job(tmp_path, environment, SRUN, config, "--work-dir", work_dir)
     assert trace.exists()
     assert f"Resuming from {work_dir}/epoch_1.pth" in output

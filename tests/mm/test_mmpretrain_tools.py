@@ -1,8 +1,5 @@
 """MMPretrain's own tools on one config of every family, as its users run them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +13,7 @@ from PIL import Image
 
 from acmix.checkpoint import read_checkpoint
 from acmix.digests import KEY, digests_of
+from forks import run_python
 from support import ROOT
 from weights_files import build
 
@@ -46,15 +44,7 @@ def trained(request, tmp_path_factory):
 
 
 def run(launch, *arguments, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    result = subprocess.run(
-        [sys.executable, *map(str, launch), *map(str, arguments)],
-        cwd=cwd,
-        env={**environment, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python(*launch, *arguments, cwd=cwd)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return result.stdout
 

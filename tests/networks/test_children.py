@@ -240,7 +240,9 @@ def adapted(network):
 
 
 @pytest.mark.parametrize("use", [pruned, normed, adapted], ids=lambda use: use.__name__)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "csp")) for name in NETWORKS]
+)
 def test_uses_over_a_network(name, use):
     network, x = build_network(name).train(), images()
     for layer in layers_of(network).values():

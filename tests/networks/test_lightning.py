@@ -27,8 +27,7 @@ class Classifier(lightning.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", ["resnet18", "csp"])
+@pytest.mark.parametrize(("name", "precision"), [("csp", "32-true"), ("resnet18", "bf16-mixed")])
 def test_fit(name, precision, tmp_path):
     module = Classifier(name)
     layer = next(m for m in module.modules() if isinstance(m, ACmix2d))

@@ -5,7 +5,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import acmix
-from exporting import OPEN, assert_equal_at, onnx_session, to_onnx
+from acmix.mm.formats import OPEN
+from exporting import assert_equal_at, in_onnxruntime
 from user_networks import NETWORKS, PROGRAMS_REFUSE, build_network, images
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -58,7 +59,9 @@ def test_half_precision_is_near(name):
     assert (found.float() - expected).norm() <= 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "csp")) for name in NETWORKS]
+)
 def test_trace_serves_other_sizes(name):
     network = build_network(name)
     traced = torch.jit.trace(network, torch.randn(2, 3, 64, 64), check_trace=False)
@@ -85,9 +88,9 @@ def test_onnx_of_a_trace_serves_other_sizes(name, tmp_path):
 
 def assert_onnx_serves(name, path, *, dynamo):
     network = build_network(name)
-    to_onnx(network, torch.randn(2, 3, 64, 64), path, dynamo=dynamo)
+    run = in_onnxruntime(network, torch.randn(2, 3, 64, 64), path, dynamo=dynamo)
     # Boxes are hundreds of pixels.
-    assert_equal_at(onnx_session(path), network, SIZES, tolerance=1e-3)
+    assert_equal_at(run, network, SIZES, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -7,6 +7,10 @@ warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformable
 # MMEngine's package look-up; the installed setuptools still has it.
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
+from acmix.mm.opencv import require_opencv  # noqa: E402
+
+require_opencv()
+
 from acmix.integrations import mmengine  # noqa: E402
 from acmix.mm.conversion import Conversion  # noqa: E402
 from acmix.mm.digits import Digits  # noqa: E402

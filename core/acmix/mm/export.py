@@ -1,6 +1,8 @@
 """The export command of every project."""
 
+import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +15,84 @@ import acmix
 from acmix.errors import InputError
 from acmix.mm.admission import admit_weights, class_names
 from acmix.mm.explain import input_errors_explained
-from acmix.mm.exporting import OPSET, Check, Exported, format_of, write_checked
+from acmix.mm.exporting import Check, Exported, write_checked
+from acmix.mm.formats import FORMATS, OPSET, ending_of
 from acmix.mm.parsers import export_parser
 from acmix.mm.read import read_anywhere
 from acmix.mm.settings import read_config
 from acmix.mm.sources import datasets
 from acmix.mm.weights import load_weights
 
-# Beside the example, where sizes are open: other sides, an odd size, several images.
-_OTHERS = ((1, 192, 256), (3, 97, 61))
+# Where sizes are open, these are compared beside the one that is asked for, or larger ones if a
+# file has guards; one is odd.
+_OTHERS = ((192, 256), (97, 61))
+_BATCHES = (1, 3)
 # Of the example then: more than one pixel after all strides.
 _LEAST = (96, 128)
 
 
 @input_errors_explained()
-def export(project: Path, argv: Sequence[str] | None = None) -> None:
+def export(project: Path, argv: Sequence[str] | None = None) -> list[Check]:
     """Run ``tools/export.py`` of a project.
 
     Args:
         project: Folder of the project, where configs are looked for besides the working directory.
         argv: Arguments; those of the process if ``None``.
+
+    Returns:
+        How the file was compared with the model.
     """
     args = export_parser().parse_args(argv)
     out = Path(args.out)
-    format_of(out)
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; make it, or give another file")
+    _check_out(out)
     cfg = read_config(project, args)
     size = _size(args.size, cfg)
     if args.batch < 1:
         raise InputError(f"--batch {args.batch}: give a positive number")
     network, classes = load_model(cfg, args.checkpoint)
     model = Exported(network)
-    shapes = [(args.batch, *size)]
-    if args.dynamic:
-        # torch.export takes a batch of one, and a map of one pixel, for the only ones there are.
-        height, width = (max(side, least) for side, least in zip(size, _LEAST, strict=True))
-        shapes = [(max(args.batch, 2), height, width), (1, *size), *_OTHERS]
+    guarded = FORMATS[ending_of(out)].guarded
+    shapes = _shapes(args.batch, size, args.dynamic, guarded)
     checks = write_checked(
         model,
         out,
-        [(batch, 3, height, width) for batch, height, width in shapes],
+        [(batch, 3, *size) for batch, size in shapes],
         dynamic=args.dynamic,
         metadata=describe(model, cfg, size, classes, args),
         dtype=torch.float16 if args.half else torch.float32,
     )
     _print(out, checks)
+    return checks
+
+
+def _check_out(out: Path) -> None:
+    """Check what can be known of the file before there is work to lose.
+
+    Raises:
+        InputError: It can't be written, or nothing that is installed writes or runs it.
+    """
+    FORMATS[ending_of(out)].require()
+    if out.is_dir():
+        raise InputError(f"{out}: it is a folder; give the name of a file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it, or give another file")
+    if not os.access(out.absolute().parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{out}: folder {out.absolute().parent} can't be written to; give a file in another"
+        )
+
+
+def _shapes(
+    batch: int, size: tuple[int, int], dynamic: bool, guarded: bool
+) -> list[tuple[int, tuple[int, int]]]:
+    """Batch and size of the example, and of what else is compared."""
+    if not dynamic:
+        return [(batch, size)]
+    # torch.export takes a batch of one, and a map of one pixel, for the only ones there are.
+    height, width = (max(side, least) for side, least in zip(size, _LEAST, strict=True))
+    others = ((height + 32, width + 64), (height + 1, width + 5)) if guarded else _OTHERS
+    sizes = dict.fromkeys((size, *others))
+    return [(max(batch, 2), (height, width)), *product(_BATCHES, sizes)]
 
 
 def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, ...] | None]:

@@ -123,7 +123,7 @@ def _reasons_against(folder: Path, paths: list[str]) -> dict[str, str]:
     progress = ProgressBar(len(paths))
     reasons = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda path: _reason_against(folder / path), paths)
+        found = pool.map(lambda path: reason_against(folder / path), paths)
         for path, reason in zip(paths, found, strict=True):
             progress.update()
             if reason is not None:
@@ -132,7 +132,8 @@ def _reasons_against(folder: Path, paths: list[str]) -> dict[str, str]:
     return reasons
 
 
-def _reason_against(path: Path) -> str | None:
+def reason_against(path: Path) -> str | None:
+    """Why a file can't be decoded, or ``None`` if it can."""
     try:
         content = path.read_bytes()
         if not content:

@@ -79,7 +79,9 @@ def export_parser() -> argparse.ArgumentParser:
     parser = _config_parser("Write a trained model as a file that runs without acmix")
     parser.add_argument("checkpoint", help=CHECKPOINT)
     parser.add_argument(
-        "out", help="file: .onnx, .pt2 (torch.export) or .pt (TorchScript); replaced if it is there"
+        "out",
+        help="file: .onnx, .pt2 (torch.export), .aot.pt2 (AOTInductor) or .pt (TorchScript); "
+        "replaced if it is there",
     )
     parser.add_argument(
         "--size",
@@ -90,6 +92,22 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="images at a time (default: 1)")
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width open")
     parser.add_argument("--half", action="store_true", help="weights and images of float16")
+    return parser
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/predict.py``."""
+    parser = _config_parser("Predict classes, objects or masks of images")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument("images", nargs="+", help="images, folders with images, or patterns")
+    parser.add_argument(
+        "--out-dir", help="folder for pictures, predictions.json and predictions.csv"
+    )
+    parser.add_argument(
+        "--topk", type=int, default=5, help="classes or objects of an image (default: 5)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; a GPU by default where there is one")
     return parser
 
 

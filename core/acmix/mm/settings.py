@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 
 from acmix.errors import InputError
 from acmix.mm.image_folder import class_folders
+from acmix.mm.projects import config_files
 from acmix.mm.sources import LOADERS, datasets, image_folder
 from acmix.suggest import did_you_mean
 
@@ -135,13 +136,15 @@ def fill_class_count(cfg: Config) -> None:
 
 
 def _find_config(project: Path, path: Path) -> Path:
+    """A file, from here or from the project's folder, or the project's config of this name."""
     for candidate in (path, project / path):
         if candidate.is_file():
             return candidate
-    paths = sorted(p.relative_to(project) for p in project.glob("configs/**/*.py"))
-    known = [str(p) for p in paths if "_base_" not in p.parts]
-    names = {Path(name).name: name for name in known}
-    hint = did_you_mean(path.name, names) or f"; there are {', '.join(known)}"
+    named = {file.name: project / file for file in config_files(project)}
+    name = f"{path.name.removesuffix('.py')}.py"
+    if name in named and path.parent == Path():
+        return named[name]
+    hint = did_you_mean(name, named) or f"; there are {', '.join(named)}"
     raise InputError(f"config {path} not found{hint}")
 
 

@@ -1,6 +1,7 @@
 """ACmix with sliding window attention: the layer that stands where a k×k convolution stood."""
 
 import math
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -130,10 +131,8 @@ class ACmix2d(ACmixBase):
 
     def _position(self, qkv: Tensor) -> Tensor:
         """Position encoding, (D, H, W)."""
-        return self._sizes.get(qkv, self._encode) if self.deployed else self._encode(qkv)
-
-    def _encode(self, qkv: Tensor) -> Tensor:
-        return encode_position(self.conv_p, like=qkv)
+        encode = partial(encode_position, self.conv_p, like=qkv)
+        return self._sizes.get(qkv.shape[-2:], qkv, encode) if self.deployed else encode()
 
     def _fold(self) -> None:
         self.qkv = joined_projections(self, self.in_channels)

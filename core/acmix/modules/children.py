@@ -1,5 +1,6 @@
 """Which children of a layer may be read instead of called, and what is done with them."""
 
+from functools import partial
 from typing import TypeGuard, TypeVar
 
 import torch
@@ -8,9 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acmix.geometry import pixel_grid
+from acmix.modules.positions import SizeCache
 from acmix.tracing import unflatten
 
 Child = TypeVar("Child", bound=nn.Module)
+
+_grids = SizeCache()
 
 
 def is_plain(child: nn.Module, kind: type[Child]) -> TypeGuard[Child]:
@@ -70,7 +74,8 @@ def encode_position(conv: nn.Conv2d, like: Tensor) -> Tensor:
     if not is_plain(conv, nn.Conv2d) or conv.bias is None:
         # Its weights may be elsewhere, of another dtype or none at all until it is called.
         return conv(pixel_grid(size, like))[0].to(like.dtype)
-    grid = pixel_grid(size, like=conv.weight)[0].flatten(1)
+    make = partial(pixel_grid, size, conv.weight)
+    grid = _grids.get(size, conv.weight, make)[0].flatten(1)
     # A product, as torch's convolution of two channels is slow.
     position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid)
     return unflatten(position, 1, size).to(like.dtype)

@@ -1,9 +1,11 @@
 """Tensors that follow from the size of a map alone, kept for the sizes seen last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from acmix.tracing import Size
 
 # Positions of an image are small next to its maps; a network sees few sizes, or endless ones.
 _MOST = 8
@@ -27,26 +29,31 @@ class SizeCache:
         """Forget everything."""
         self._kept.clear()
 
-    def get(self, like: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """What ``make(like)`` gives, which may depend on size, dtype and device of ``like`` only.
+    def get(self, size: Sequence[Size], like: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make()`` gives, which may depend on the size, and dtype and device of ``like``.
 
         Args:
-            like: Maps (..., H, W).
+            size: Of the maps, (H, W).
+            like: A tensor of their dtype on their device.
             make: Called once for each kind of maps.
         """
-        size = like.shape[-2:]
-        # Symbols and traced sizes stand for other sizes too.
-        if torch.compiler.is_dynamo_compiling() or not all(type(n) is int for n in size):
-            return make(like)
+        # Symbols and traced sizes stand for other sizes too, and a subclass of tensors for values
+        # that are elsewhere or nowhere.
+        known = all(type(length) is int for length in size)
+        plain = type(like) is Tensor or type(like) is nn.Parameter
+        if torch.compiler.is_dynamo_compiling() or not (known and plain):
+            return make()
         key = (*size, like.dtype, like.device)
-        if key in self._kept:
-            return self._kept[key]
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
         if torch.compiler.is_compiling():
-            return make(like)
+            return make()
         # Tensors of inference mode could not be used outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            made = make(like)
-        while len(self._kept) >= _MOST:
-            self._kept.pop(next(iter(self._kept)))
+            made = make()
+        # Another thread may be here as well, so that the oldest is gone already.
+        for oldest in list(self._kept)[: 1 - _MOST]:
+            self._kept.pop(oldest, None)
         self._kept[key] = made
         return made

@@ -27,3 +27,18 @@ def test_addresses_beyond_32_bits(tmp_path):
     near = qkv.to(memory_format=torch.channels_last)
     actual, expected = (acmix.convolution_path(x, *weights, backend="cpu") for x in (far, near))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@needs_kernels
+def test_gradients_of_kernels_that_came_folded():
+    """The gradient of folded kernels is theirs, not one of a layer that they have not."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 12 * 4, 5, 6, dtype=torch.float64, generator=generator)
+    kernels = torch.randn(16, 12, 3, 3, dtype=torch.float64, generator=generator)
+    layer = torch.empty(0, 12, dtype=torch.float64)
+    grads = []
+    for backend in ("cpu", "torch"):
+        weights = kernels.clone().requires_grad_()
+        acmix.convolution_path(qkv, layer, weights, backend=backend).sin().sum().backward()
+        grads.append(weights.grad)
+    torch.testing.assert_close(*grads)

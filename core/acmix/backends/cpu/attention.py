@@ -19,7 +19,8 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
     maps = [computable(x) for x in (q, k, v)]
-    out, lse = attend(maps, None, (kernel_size, stride, dilation), like=q)
+    out, lse, call = attend(maps, None, (kernel_size, stride, dilation), like=q)
+    library.load().run("attention", *call)
     return out.to(q.dtype), lse
 
 
@@ -51,25 +52,25 @@ def attend(
     position: Tensor | None,
     window: tuple[int, int, int],
     like: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Attention of maps in the kernels' own dtype, and its log-sum-exp.
+) -> tuple[Tensor, Tensor, library.Call]:
+    """Results and call of the attention of maps in the kernels' own dtype.
 
     Args:
         maps: Queries, keys and values, each (B, N, D, H, W).
         position: Taken off the keys, in their shape; ``None`` for none.
         window: Kernel size, stride, dilation.
         like: Maps in whose memory format the result is.
+
+    Returns:
+        The attention and its log-sum-exp, which the call is still to write; the call.
     """
     q, k, v = maps
     kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
     size = output_size(q.shape[3:], stride)
     out, lse = empty_map(like, (*q.shape[:3], *size), q.dtype), empty_lse(q, size)
-    library.load().run(
-        "attention",
-        _settings(q, kernel_size, stride, dilation),
-        dict(q=q, k=k, v=v, position=position, out=out, lse=lse.unsqueeze(2)),
-    )
-    return out, lse
+    settings = _settings(q, kernel_size, stride, dilation)
+    tensors = dict(q=q, k=k, v=v, position=position, out=out, lse=lse.unsqueeze(2))
+    return out, lse, (settings, tensors)
 
 
 def attend_backward(

@@ -4,13 +4,14 @@ Maps are channels last for the kernels, whatever the memory format of the call.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from acmix import ops
 from acmix.backends.cpu import library
-from acmix.backends.folding import fold, fold_backward
+from acmix.backends.folding import is_folded
 from acmix.geometry import one_hot_shifts, output_size
 from acmix.layout import channels_last, computable, in_format_of, new_map
 from acmix.ops.registration import kernel
@@ -46,7 +47,9 @@ def convolution_path(
 
 @kernel(ops.convolution, "CPU")
 def _forward(maps: Tensor, layer: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    return in_format_of(maps, convolve(channels_last(computable(maps)), layer, kernels, stride))
+    out, call = convolve(channels_last(computable(maps)), layer, kernels, stride)
+    library.load().run("convolution", *call)
+    return in_format_of(maps, out)
 
 
 @kernel(ops.convolution_backward, "CPU")
@@ -59,28 +62,32 @@ def _backward(
     return in_format_of(maps, dx), *grads
 
 
-def convolve(x: Tensor, fc_weight: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    """The path of channels-last maps, (B, D * N, H', W'), channels last."""
-    layer, kernels = _folded(x, fc_weight, kernels)
-    batch, count, depth, height, width = x.shape
+def convolve(
+    x: Tensor, fc_weight: Tensor, kernels: Tensor, stride: int
+) -> tuple[Tensor, library.Call]:
+    """The path of channels-last maps, (B, D * N, H', W'), channels last, and the call to write it.
+
+    Args:
+        x: (B, maps, D, H, W).
+        fc_weight: (taps, maps).
+        kernels: (D * N, taps, k, k).
+        stride: In pixels.
+    """
+    layer, weights = _weights(x, fc_weight, kernels)
+    batch, _, depth, height, width = x.shape
     size = output_size((height, width), stride)
     out = x.new_empty((batch, *size, kernels.shape[0]))
-    weights = _by_output(kernels, x)
     row = stride * weights.shape[1] * (width + kernels.shape[-1])
     # Enough units for all threads; the result does not depend on them.
     share = size[0] * batch * depth * x.itemsize // (2 * torch.get_num_threads() * _VECTOR_BYTES)
     band = _even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share))
-    library.load().run(
-        "convolution",
-        _settings(x, layer, weights, stride, band),
-        dict(
-            input=x,
-            layer=_contiguous(layer, x.dtype),
-            kernels=weights,
-            out=out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2),
-        ),
+    tensors = dict(
+        input=x,
+        layer=None if layer is None else _contiguous(layer, x.dtype),
+        kernels=weights,
+        out=out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2),
     )
-    return out.permute(0, 3, 1, 2)
+    return out.permute(0, 3, 1, 2), (_settings(x, layer, weights, stride, band), tensors)
 
 
 def convolve_backward(
@@ -94,9 +101,8 @@ def convolve_backward(
     add: bool,
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient of channels-last maps to ``dx``, or add it; return the weights'."""
-    layer, taken = _folded(x, fc_weight, kernels)
+    layer, weights = _weights(x, fc_weight, kernels)
     depth, height, width = x.shape[2:]
-    weights = _by_output(taken, x)
     outs, inputs, size, _, _ = weights.shape
     g = grad.permute(0, 2, 3, 1).contiguous().unflatten(3, (depth, outs))
     columns = (inputs + outs) * (width + size)
@@ -111,7 +117,7 @@ def convolve_backward(
         {**_settings(x, layer, weights, stride, band), "backward": True, "add": add},
         dict(
             input=x,
-            layer=_contiguous(layer, x.dtype),
+            layer=None if layer is None else _contiguous(layer, x.dtype),
             kernels=weights,
             grad=g.permute(0, 4, 3, 1, 2),
             grad_input=dx,
@@ -119,19 +125,54 @@ def convolve_backward(
             grad_kernels=dkernels,
         ),
     )
+    if layer is None and not is_folded(fc_weight):
+        return _fold_backward(dkernels, fc_weight, kernels)
     dkernels = dkernels.sum(0).permute(4, 0, 1, 2, 3).flatten(0, 1).contiguous()
-    dkernels = dkernels.to(kernels.dtype)
-    if dlayer is None:
-        dkernels, dlayer = fold_backward(dkernels, kernels, fc_weight)
-        return dlayer, dkernels
-    return dlayer.sum((0, 3)).to(fc_weight.dtype), dkernels
+    dlayer = torch.zeros_like(fc_weight) if dlayer is None else dlayer.sum((0, 3))
+    return dlayer.to(fc_weight.dtype), dkernels.to(kernels.dtype)
 
 
-def _folded(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Layer and kernels as the library takes them: no layer where folding it is cheaper."""
-    if x.shape[1] <= _MAX_FOLDED_MAPS:
-        return None, fold(kernels, fc_weight)
-    return fc_weight, kernels
+def _weights(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Layer and kernels as the library takes them: no layer where folding it is cheaper.
+
+    Returns:
+        (taps, maps) or ``None``, and (N, maps, k, k, D): neighbouring channels are vector lanes.
+    """
+    if is_folded(fc_weight) or x.shape[1] > _MAX_FOLDED_MAPS:
+        weights = kernels.to(x.dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0)
+        return None if is_folded(fc_weight) else fc_weight, weights.contiguous()
+    outs, side = kernels.shape[0] // x.shape[2], kernels.shape[-1]
+    folded = x.new_empty((outs, fc_weight.shape[1], side, side, x.shape[2]))
+    tensors = dict(
+        layer=_contiguous(fc_weight, x.dtype),
+        kernels=_contiguous(kernels, x.dtype),
+        folded=folded,
+    )
+    library.load().run("folding", _folding(folded.shape, fc_weight), tensors)
+    return None, folded
+
+
+def _fold_backward(grads: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of layer and kernels, from summands of that of the folded kernels."""
+    settings = _folding(grads.shape[1:], fc_weight)
+    dlayer = grads.new_empty((settings["outs"], *fc_weight.shape))
+    dkernels = grads.new_empty(kernels.shape)
+    tensors = dict(
+        layer=_contiguous(fc_weight, grads.dtype),
+        kernels=_contiguous(kernels, grads.dtype),
+        grad_folded=grads,
+        grad_layer=dlayer,
+        grad_kernels=dkernels,
+    )
+    settings |= dict(backward=True, summands=len(grads))
+    library.load().run("folding", settings, tensors)
+    return dlayer.sum(0).to(fc_weight.dtype), dkernels.to(kernels.dtype)
+
+
+def _folding(folded: Sequence[int], fc_weight: Tensor) -> dict[str, int]:
+    """The numbers of a call for folded kernels of a shape, (N, maps, k, k, D)."""
+    outs, maps, side, _, depth = folded
+    return dict(outs=outs, taps=fc_weight.shape[0], maps=maps, area=side**2, depth=depth)
 
 
 def _settings(
@@ -157,13 +198,8 @@ def _settings(
     )
 
 
-def _contiguous(layer: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if layer is None else layer.to(dtype).contiguous()
-
-
-def _by_output(kernels: Tensor, x: Tensor) -> Tensor:
-    """(D * N, maps, k, k) as (N, maps, k, k, D): neighbouring channels are vector lanes."""
-    return kernels.to(x.dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0).contiguous()
+def _contiguous(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype).contiguous()
 
 
 def _even(rows: int, most: int) -> int:

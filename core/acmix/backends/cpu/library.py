@@ -9,6 +9,7 @@ import ctypes
 import functools
 import logging
 import os
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,48 +20,81 @@ from torch import Tensor
 from acmix.backends.cpu import build, cache
 
 ISAS = ("baseline", "avx2", "avx512")
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 _TYPES = {torch.float32: 0, torch.float64: 1}
 _lock = threading.Lock()
 _logger = logging.getLogger("acmix")
 
 
-class _Map(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 5)]
+# A tensor of five axes, or nothing: its address and its strides.
+_MAP = "P5q"
+_ABSENT = (0,) * 6
 
 
-def _struct(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
-    """A struct of fields in groups of one type each, as the header has them."""
-    fields = [(field, kind) for kind, names in groups for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
+class Layout:
+    """How a struct of the header lies in memory.
+
+    Args:
+        *groups: Kind and names of fields in their order; the kinds are those of ``struct``.
+    """
+
+    def __init__(self, *groups: tuple[str, str]) -> None:
+        self._fields = [(name, kind) for kind, names in groups for name in names.split()]
+        self._names = frozenset(name for name, _ in self._fields)
+        self._struct = struct.Struct("@" + "".join(kind for _, kind in self._fields))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the struct."""
+        return self._struct.size
+
+    def pack(self, values: Mapping[str, int | Tensor | None]) -> bytes:
+        """The struct with these values by name, and zero for every other field.
+
+        A tensor gives a map or an address.
+        """
+        # All at once: setting the fields of a ctypes structure takes as long as a small kernel.
+        packed: list[int] = []
+        for name, kind in self._fields:
+            value = values.get(name)
+            if not isinstance(value, Tensor):
+                packed += _ABSENT if kind is _MAP else (value or 0,)
+            elif kind is _MAP:
+                packed += (value.data_ptr(), *value.stride())
+            else:
+                packed.append(value.data_ptr())
+        unknown = values.keys() - self._names
+        if unknown:
+            raise KeyError(*sorted(unknown))
+        return self._struct.pack(*packed)
 
 
-_Window = _struct(
-    "Window",
-    (ctypes.c_int32, "backward type reflect threads"),
-    (ctypes.c_int64, "batch heads depth height width kernel stride dilation"),
+_WINDOW = (
+    ("i", "backward type reflect threads"),
+    ("q", "batch heads depth height width kernel stride dilation"),
 )
 # By operator, in the order of the header.
 STRUCTS = {
-    "attention": _struct(
-        "Attention",
-        (_Window, "window"),
-        (_Map, "q k v position out lse grad grad_q grad_k grad_v"),
+    "attention": Layout(*_WINDOW, (_MAP, "q k v position out lse grad grad_q grad_k grad_v")),
+    "aggregation": Layout(*_WINDOW, (_MAP, "v w out grad grad_v grad_w")),
+    "difference": Layout(*_WINDOW, (_MAP, "a b out grad grad_a grad_b")),
+    "convolution": Layout(
+        ("i", "backward type threads ones add"),
+        ("q", "batch maps taps outs depth height width kernel stride band"),
+        ("P", "layer kernels"),
+        (_MAP, "input out grad grad_input"),
+        ("P", "grad_layer grad_kernels"),
     ),
-    "aggregation": _struct(
-        "Aggregation", (_Window, "window"), (_Map, "v w out grad grad_v grad_w")
-    ),
-    "difference": _struct("Difference", (_Window, "window"), (_Map, "a b out grad grad_a grad_b")),
-    "convolution": _struct(
-        "Convolution",
-        (ctypes.c_int32, "backward type threads ones add"),
-        (ctypes.c_int64, "batch maps taps outs depth height width kernel stride band"),
-        (ctypes.c_void_p, "layer kernels"),
-        (_Map, "input out grad grad_input"),
-        (ctypes.c_void_p, "grad_layer grad_kernels"),
+    "folding": Layout(
+        ("i", "backward type threads"),
+        ("q", "outs taps maps area depth summands"),
+        ("P", "layer kernels folded grad_folded grad_layer grad_kernels"),
     ),
 }
+
+# Settings and tensors of a call, by name.
+Call = tuple[Mapping[str, int], Mapping[str, Tensor | None]]
 
 
 def window(
@@ -145,15 +179,30 @@ class Library:
         Raises:
             MemoryError: No memory for the scratch.
         """
-        (dtype,) = {tensor.dtype for tensor in tensors.values() if tensor is not None}
-        call, isa = STRUCTS[operator](), isa or self.isa
-        numbers = {**settings, "type": _TYPES[dtype], "threads": threads or torch.get_num_threads()}
-        _fill(getattr(call, "window", call), numbers)
-        _fill(call, tensors)
-        status = getattr(self._c, f"acmix_{operator}")(ctypes.byref(call), ISAS.index(isa))
+        self._call(operator, {operator: (settings, tensors)}, threads, isa)
+
+    def run_paths(self, attention: Call, convolution: Call) -> None:
+        """Run both operators forward at the same time, as ``run`` does each; of one dtype."""
+        self._call("paths", dict(attention=attention, convolution=convolution))
+
+    def _call(
+        self,
+        function: str,
+        calls: Mapping[str, Call],
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        threads, isa = threads or torch.get_num_threads(), isa or self.isa
+        (dtype,) = {x.dtype for _, xs in calls.values() for x in xs.values() if x is not None}
+        common = {"type": _TYPES[dtype], "threads": threads}
+        structs = [
+            STRUCTS[operator].pack({**settings, **tensors, **common})
+            for operator, (settings, tensors) in calls.items()
+        ]
+        status = getattr(self._c, f"acmix_{function}")(*structs, ISAS.index(isa))
         if status == -1:
             raise MemoryError(
-                f"no memory for the scratch of a CPU kernel ({operator}): use fewer threads, or a "
+                f"no memory for the scratch of a CPU kernel ({function}): use fewer threads, or a "
                 "smaller window or map"
             )
         if status:
@@ -170,29 +219,13 @@ class Library:
                 f"{ABI_VERSION}: {remedy}"
             )
         self._c.acmix_struct_size.restype = ctypes.c_int64
-        for index, (operator, struct) in enumerate(STRUCTS.items()):
-            theirs, ours = self._c.acmix_struct_size(index), ctypes.sizeof(struct)
+        for index, (operator, layout) in enumerate(STRUCTS.items()):
+            theirs, ours = self._c.acmix_struct_size(index), layout.size
             if theirs != ours:
                 raise OSError(
                     f"{self.path}: the struct of {operator} has {theirs} bytes, in this acmix "
                     f"{ours}: {remedy}"
                 )
-
-
-def _fill(struct: ctypes.Structure, values: Mapping[str, int | Tensor | None]) -> None:
-    """Set fields by name: a tensor gives a map or an address, ``None`` leaves the field zero."""
-    kinds = {field[0]: field[1] for field in struct._fields_}
-    for name, value in values.items():
-        # Looked up first: ctypes takes an unknown name for a new attribute.
-        kind = kinds[name]
-        if isinstance(value, Tensor):
-            setattr(struct, name, _describe(value) if kind is _Map else value.data_ptr())
-        elif value is not None:
-            setattr(struct, name, value)
-
-
-def _describe(tensor: Tensor) -> _Map:
-    return _Map(tensor.data_ptr(), (ctypes.c_int64 * 5)(*tensor.stride()))
 
 
 def load() -> Library:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from acmix import ops
+from acmix.backends.cpu import library
 from acmix.backends.cpu.attention import attend, attend_backward
 from acmix.backends.cpu.convolution import convolve, convolve_backward
 from acmix.layout import channels_last, computable, in_format_of, maps_of, new_map
@@ -36,13 +37,15 @@ def _forward(
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     like, maps = maps_of(qkv, heads), _packed(qkv, heads)
-    attention, lse = attend(
+    attention, lse, attending = attend(
         maps.unflatten(1, (3, heads)).unbind(1),
         _position_of_keys(position, maps, heads),
         (kernel_size, stride, dilation),
         like=maps,
     )
-    convolution = convolve(maps, layer, kernels, stride)
+    convolution, convolving = convolve(maps, layer, kernels, stride)
+    # Small maps have few units of work for the threads to share, and waking threads costs as much.
+    library.load().run_paths(attending, convolving)
     return in_format_of(like, attention.flatten(1, 2)), in_format_of(like, convolution), lse
 
 

@@ -1,5 +1,8 @@
 """Aggregation of a neighbourhood in plain torch."""
 
+from functools import reduce
+from operator import add
+
 from torch import Tensor
 
 from acmix.geometry import neighbour_rows
@@ -16,6 +19,6 @@ def neighbourhood_aggregation(
         v, w = v.float(), w.float()
     v = unflatten(v, 1, (-1, w.shape[1]))
     rows = neighbour_rows(v, kernel_size, stride, dilation, reflect)
-    weights = w.split(kernel_size, dim=2)
-    terms = ((a[:, None] * row).sum(3) for a, row in zip(weights, rows, strict=True))
-    return sum(terms, start=v.new_zeros(())).flatten(1, 2).to(dtype)
+    weights = w.unsqueeze(1).split(kernel_size, dim=3)
+    terms = ((a * row).sum(3) for a, row in zip(weights, rows, strict=True))
+    return reduce(add, terms).flatten(1, 2).to(dtype)

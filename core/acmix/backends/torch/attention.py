@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acmix.backends.derivatives import is_transformed
 from acmix.backends.torch import any_size, by_row
 from acmix.geometry import can_reflect, ceil_div, output_size, usable_window
 from acmix.tracing import is_known
@@ -88,12 +89,21 @@ def window_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, *, dropout: float
 ) -> Tensor:
     """See ``acmix.window_attention``."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    if mask is not None:
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is None:
+        logits = _added(logits, bias)
+    else:
+        # Added up for one image first: the logits of all are what takes long to pass over.
         per_image = logits.unflatten(0, (-1, mask.shape[0]))
-        logits = (per_image + mask.unsqueeze(1)).flatten(0, 1)
+        logits = _added(per_image, bias + mask.unsqueeze(1)).flatten(0, 1)
     # A mask or a bias in float32 lifts the logits of a half-precision model to float32.
     return F.dropout(logits.softmax(dim=-1), dropout).to(v.dtype) @ v
+
+
+def _added(logits: Tensor, bias: Tensor) -> Tensor:
+    """``logits + bias``, in the memory of the logits, which nothing else reads, where it may be."""
+    fits = torch.result_type(logits, bias) == logits.dtype
+    return logits + bias if is_transformed() or not fits else logits.add_(bias)
 
 
 def _attend_in_tiles(

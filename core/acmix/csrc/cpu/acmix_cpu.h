@@ -9,7 +9,7 @@
 namespace acmix {
 
 // To be raised with every change of this file.
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 
 enum Type : int32_t { kFloat = 0, kDouble = 1 };
 
@@ -64,6 +64,18 @@ struct Convolution {
     void *grad_layer, *grad_kernels;              // a summand for each image and band
 };
 
+// The layer of the convolution path folded into its kernels: sizes as above, area = k².
+struct Folding {
+    int32_t backward, type, threads;
+    int64_t outs, taps, maps, area, depth;
+    int64_t summands;             // of grad_folded, as Convolution's grad_kernels has them
+    const void *layer, *kernels;  // (taps, maps), (depth * outs, taps, k, k)
+    void* folded;                 // (outs, maps, k, k, depth): Convolution's kernels
+    const void* grad_folded;      // (summands, outs, maps, k, k, depth)
+    void* grad_layer;             // (outs, taps, maps), summands of the gradient
+    void* grad_kernels;           // as kernels
+};
+
 }  // namespace acmix
 
 #define ACMIX_EXPORT extern "C" __attribute__((visibility("default")))
@@ -85,3 +97,7 @@ ACMIX_EXPORT int acmix_attention(const acmix::Attention* call, int isa);
 ACMIX_EXPORT int acmix_aggregation(const acmix::Aggregation* call, int isa);
 ACMIX_EXPORT int acmix_difference(const acmix::Difference* call, int isa);
 ACMIX_EXPORT int acmix_convolution(const acmix::Convolution* call, int isa);
+ACMIX_EXPORT int acmix_folding(const acmix::Folding* call, int isa);
+// Both forward, by threads that share the work; of one type, and the attention's number of threads.
+ACMIX_EXPORT int acmix_paths(const acmix::Attention* attention,
+                             const acmix::Convolution* convolution, int isa);

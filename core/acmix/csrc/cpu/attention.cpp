@@ -264,6 +264,9 @@ struct AttentionUnit {
 
 namespace ACMIX_ISA {
 int run(const Attention& call) { return run_typed<AttentionUnit>(call); }
+int run(const Attention& call, const Task& beside) {
+    return run_typed<AttentionUnit>(call, beside);
+}
 }  // namespace ACMIX_ISA
 
 }  // namespace acmix

@@ -260,9 +260,9 @@ struct ConvolutionUnit {
 };
 
 template <typename T>
-int run_typed(const Convolution& call) {
+Task task_of(const Convolution& call) {
     ConvolutionUnit<T> unit(call);
-    if (unit.units() == 0) return 0;
+    if (unit.units() == 0) return {};
     Arena sizes{nullptr};
     call.backward ? unit.backward(sizes) : unit.forward(sizes);
     Work work = [](void* context, int64_t unit, void* scratch) {
@@ -271,16 +271,16 @@ int run_typed(const Convolution& call) {
         one.start(unit);
         one.call.backward ? one.backward(arena) : one.forward(arena);
     };
-    return parallel_for(unit.units(), call.threads, sizes.used, work,
-                        const_cast<Convolution*>(&call));
+    return {unit.units(), sizes.used, work, const_cast<Convolution*>(&call)};
 }
 
 }  // namespace
 
 namespace ACMIX_ISA {
-int run(const Convolution& call) {
-    return call.type == kFloat ? run_typed<float>(call) : run_typed<double>(call);
+Task task(const Convolution& call) {
+    return call.type == kFloat ? task_of<float>(call) : task_of<double>(call);
 }
+int run(const Convolution& call) { return parallel_for(call.threads, task(call)); }
 }  // namespace ACMIX_ISA
 
 }  // namespace acmix

@@ -138,8 +138,9 @@ int run_typed(const Difference& call) {
         Arena arena{static_cast<char*>(scratch)};
         one.w.backward ? one.backward(arena) : one.forward();
     };
-    return parallel_for(call.window.batch * call.window.heads, call.window.threads, sizes.used,
-                        work, const_cast<Difference*>(&call));
+    int64_t units = call.window.batch * call.window.heads;
+    return parallel_for(call.window.threads,
+                        {units, sizes.used, work, const_cast<Difference*>(&call)});
 }
 
 }  // namespace

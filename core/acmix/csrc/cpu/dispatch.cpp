@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -47,19 +48,20 @@ thread_local Scratch thread_scratch;
 
 struct Job {
     std::atomic<int64_t> next{0};
-    int64_t units;
-    size_t scratch_bytes;
-    Work work;
-    void* context;
+    const Task &first, &second;
+    int64_t units() const { return first.units + second.units; }
 };
 
 void take_units(void* data) {
     Job& job = *static_cast<Job*>(data);
-    void* scratch = thread_scratch.take(job.scratch_bytes + 64);
+    size_t bytes = std::max(job.first.scratch_bytes, job.second.scratch_bytes);
+    void* scratch = thread_scratch.take(bytes + 64);
     if (scratch == nullptr) return;
     int64_t unit;
-    while ((unit = job.next.fetch_add(1, std::memory_order_relaxed)) < job.units) {
-        job.work(job.context, unit, scratch);
+    while ((unit = job.next.fetch_add(1, std::memory_order_relaxed)) < job.units()) {
+        bool is_first = unit < job.first.units;
+        const Task& task = is_first ? job.first : job.second;
+        task.work(task.context, is_first ? unit : unit - job.first.units, scratch);
     }
     thread_scratch.give_back();
 }
@@ -86,13 +88,21 @@ int run(const Call& call, int isa) {
     return -2;
 }
 
+int run(const Attention& call, const Convolution& beside, int isa) {
+    if (isa == 0) return baseline::run(call, baseline::task(beside));
+#ifdef ACMIX_X86
+    if (isa == 1) return avx2::run(call, avx2::task(beside));
+    if (isa == 2) return avx512::run(call, avx512::task(beside));
+#endif
+    return -2;
+}
+
 }  // namespace
 
-int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, void* context) {
+int parallel_for(int threads, const Task& first, const Task& second) {
+    Job job{{0}, first, second};
+    int64_t units = job.units();
     if (units <= 0) return 0;
-    Job job;
-    job.units = units, job.scratch_bytes = scratch_bytes;
-    job.work = work, job.context = context;
     if (threads > units) threads = static_cast<int>(units);
     GompParallel gomp = pool.load();
     if (threads <= 1) {
@@ -116,8 +126,9 @@ int acmix_abi_version() { return acmix::kAbiVersion; }
 
 int64_t acmix_struct_size(int which) {
     constexpr int64_t sizes[] = {sizeof(acmix::Attention), sizeof(acmix::Aggregation),
-                                 sizeof(acmix::Difference), sizeof(acmix::Convolution)};
-    return which >= 0 && which < 4 ? sizes[which] : -1;
+                                 sizeof(acmix::Difference), sizeof(acmix::Convolution),
+                                 sizeof(acmix::Folding)};
+    return which >= 0 && which < 5 ? sizes[which] : -1;
 }
 
 void acmix_set_pool(void* gomp_parallel) {
@@ -141,3 +152,7 @@ int acmix_attention(const acmix::Attention* call, int isa) { return acmix::run(*
 int acmix_aggregation(const acmix::Aggregation* call, int isa) { return acmix::run(*call, isa); }
 int acmix_difference(const acmix::Difference* call, int isa) { return acmix::run(*call, isa); }
 int acmix_convolution(const acmix::Convolution* call, int isa) { return acmix::run(*call, isa); }
+int acmix_folding(const acmix::Folding* call, int isa) { return acmix::run(*call, isa); }
+int acmix_paths(const acmix::Attention* attention, const acmix::Convolution* convolution, int isa) {
+    return acmix::run(*attention, *convolution, isa);
+}

@@ -7,17 +7,28 @@
 
 namespace acmix {
 
-// Runs work(context, unit, scratch) for every unit in [0, units), each thread with its own scratch.
-// Returns 0, or -1 when memory ran out.
+// work(context, unit, scratch) for every unit in [0, units), each thread with its own scratch.
 using Work = void (*)(void* context, int64_t unit, void* scratch);
-int parallel_for(int64_t units, int threads, size_t scratch_bytes, Work work, void* context);
+struct Task {
+    int64_t units = 0;
+    size_t scratch_bytes = 0;
+    Work work = nullptr;
+    void* context = nullptr;
+};
 
-#define ACMIX_OPERATORS(ISA)          \
-    namespace ISA {                   \
-    int run(const Attention& call);   \
-    int run(const Aggregation& call); \
-    int run(const Difference& call);  \
-    int run(const Convolution& call); \
+// Runs a task, and another that may run at the same time: threads that find no unit of the first
+// go on with the second. Returns 0, or -1 when memory ran out.
+int parallel_for(int threads, const Task& first, const Task& second = {});
+
+#define ACMIX_OPERATORS(ISA)                            \
+    namespace ISA {                                     \
+    int run(const Attention& call);                     \
+    int run(const Aggregation& call);                   \
+    int run(const Difference& call);                    \
+    int run(const Convolution& call);                   \
+    int run(const Folding& call);                       \
+    Task task(const Convolution& call);                 \
+    int run(const Attention& call, const Task& beside); \
     }
 ACMIX_OPERATORS(baseline)
 ACMIX_OPERATORS(avx2)

@@ -293,7 +293,7 @@ struct Unit {
 // Runs an operator on all units of its plan. Operator<T>{call, plan, group, tile} has a forward and
 // a backward pass, which only count their scratch when the arena has none to give.
 template <template <typename> class Operator, typename T, typename Call>
-int run_units(const Call& call) {
+int run_units(const Call& call, const Task& beside) {
     struct Context {
         const Call& call;
         Plan plan;
@@ -303,7 +303,7 @@ int run_units(const Call& call) {
         }
     } context{call, make_plan<T>(call.window)};
     const Plan& plan = context.plan;
-    if (plan.units == 0) return 0;
+    if (plan.units == 0) return parallel_for(call.window.threads, beside);
     Arena sizes{nullptr};
     context.run(0, 0, sizes);
     Work work = [](void* data, int64_t unit, void* scratch) {
@@ -315,13 +315,13 @@ int run_units(const Call& call) {
             c.run(group, unit % p.tiles, arena);
         }
     };
-    return parallel_for(plan.units, call.window.threads, sizes.used, work, &context);
+    return parallel_for(call.window.threads, {plan.units, sizes.used, work, &context}, beside);
 }
 
 template <template <typename> class Operator, typename Call>
-int run_typed(const Call& call) {
-    return call.window.type == kFloat ? run_units<Operator, float>(call)
-                                      : run_units<Operator, double>(call);
+int run_typed(const Call& call, const Task& beside = {}) {
+    return call.window.type == kFloat ? run_units<Operator, float>(call, beside)
+                                      : run_units<Operator, double>(call, beside);
 }
 
 }  // namespace

@@ -1,0 +1,1 @@
+../ci/project_setup.py

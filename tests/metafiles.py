@@ -1,0 +1,14 @@
+"""MMEngine reads all metafiles of a library for every config that inherits from it.
+
+That takes as long as to build a model and to train it on a few small images.
+"""
+
+from functools import cache
+
+from mmengine.config import config, utils
+
+
+def read_once() -> None:
+    """Let this process read every metafile once, and look once for every library."""
+    utils.load = cache(utils.load)
+    config.is_installed = cache(config.is_installed)
