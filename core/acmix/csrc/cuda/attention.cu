@@ -281,11 +281,23 @@ __device__ __forceinline__ int first_query(int r) {
     return (r - K / 2 + S - 1 + S * K) / S - K;
 }
 
+// Blocks of a multiprocessor that the registers of the next kernel shall leave room for. As it is
+// compiled for sm_90 and later, the third of the largest windows would cost spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int LARGE_KEY_BLOCKS = 2;
+#else
+constexpr int LARGE_KEY_BLOCKS = 3;
+#endif
+template <typename T, int K, int S>
+constexpr int KEY_BLOCKS = sizeof(T) == 8     ? 1
+                           : K == 7 && S == 1 ? LARGE_KEY_BLOCKS
+                                              : 3;
+
 // dk and dv, one thread a key, gathered over the J x J queries whose window can hold the key:
 // a reflected window position is never farther from the query than its mirror image.
 // Grid: tiles over the keys.
 template <typename T, int K, int S>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 1 : 3)
+__global__ void __launch_bounds__(128, KEY_BLOCKS<T, K, S>)
     attention_grad_key(const T* __restrict__ grad, const T* __restrict__ q, const T* __restrict__ k,
                        const T* __restrict__ v,
                        const typename Accumulator<T>::type* __restrict__ lse,
