@@ -9,6 +9,7 @@ MAX_RESTARTS ?= 0
 # A path may be given from this folder or from where make was called, and may have spaces.
 found = $(shell test -e "$(1)" -o ! -e "$(PWD)/$(1)" && echo "$(2)" || echo "$(PWD)/$(1)")
 find = "$(call found,$(1),$(1))"
+outside = "$(if $(filter /%,$(1)),,$(PWD)/)$(1)"
 absolute = "$(if $(filter /%,$(1)),$(1),$(call found,$(1),$(CURDIR)/$(1)))"
 several := $(filter-out 0 1,$(GPUS))
 machines := $(filter-out 1,$(NNODES))
@@ -36,7 +37,7 @@ args = $(if $(call has,' " \,$(ARGS)),$(ARGS),$(foreach word,$(ARGS),$(call quot
 help:
 	@echo "make train [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='--resume ...']"
 	@echo "make test CHECKPOINT=... [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='...']"
-	@echo "make predict CHECKPOINT=... IMAGES='cat.jpg folder' [CONFIG=configs/...py] [ARGS='--out-dir ...']"
+	@echo "make predict CHECKPOINT=... IMAGES='cat.jpg folder' [OUT=folder] [CONFIG=configs/...py]"
 	@echo "make export CHECKPOINT=... OUT=file.onnx [CONFIG=configs/...py] [ARGS='--dynamic ...']"
 	@echo "Without CONFIG: $(DEFAULT_CONFIG), a small model on embedded data."
 	@echo "On each of several machines: NNODES=2 NODE_RANK=0 MASTER_ADDR=host [MASTER_PORT=29500]"
@@ -60,10 +61,11 @@ test: check-launch $(INSTALLED)
 predict: $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
 	@test -n "$(IMAGES)" || { echo "error: IMAGES is empty; give IMAGES='cat.jpg folder'" >&2; exit 2; }
-	$(PY) tools/predict.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(foreach one,$(IMAGES),$(call find,$(one))) $(args)
+	$(PY) tools/predict.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(foreach one,$(IMAGES),$(call outside,$(one))) \
+	  $(if $(OUT),--out-dir $(call outside,$(OUT))) $(args)
 
 # A file name is taken from where make was called.
 export: $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
 	@test -n "$(OUT)" || { echo "error: OUT is empty; give OUT=file.onnx, .pt2, .aot.pt2 or .pt" >&2; exit 2; }
-	$(PY) tools/export.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) "$(if $(filter /%,$(OUT)),,$(PWD)/)$(OUT)" $(args)
+	$(PY) tools/export.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(call outside,$(OUT)) $(args)

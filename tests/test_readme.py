@@ -30,7 +30,7 @@ PACKAGES = ("acmix", "acmix_resnet", "acmix_san", "acmix_pvt", "acmix_swin")
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
 # What make may be given.
 SETTINGS = {
-    *("CONFIG", "CHECKPOINT", "DATA_ROOT", "ARGS", "OUT"),
+    *("CONFIG", "CHECKPOINT", "DATA_ROOT", "ARGS", "OUT", "IMAGES"),
     *("GPUS", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS"),
 }
 PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
@@ -98,6 +98,9 @@ def check_make(folder, words):
         command = ["make", "check-launch", *(word for word in words if "=" in word)]
         subprocess.run(command, cwd=folder, check=True)
         parsers.train_parser().parse_args(["config", *shlex.split(settings.get("ARGS", ""))])
+    if "predict" in words:
+        files = ["config", settings["CHECKPOINT"], *settings["IMAGES"].split()]
+        parsers.predict_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
     if "export" in words:
         files = ["config", settings["CHECKPOINT"], settings["OUT"]]
         parsers.export_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])

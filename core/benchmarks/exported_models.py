@@ -22,6 +22,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from acmix import VectorACmix  # noqa: E402
 from acmix.mm.export import export  # noqa: E402
 from acmix.mm.exporting import Exported, difference  # noqa: E402
 from acmix.mm.formats import Onnx  # noqa: E402
@@ -60,6 +61,11 @@ def random_model(config: Path) -> nn.Module:
         elif not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     nn.init.normal_(model.head.fc.weight, std=model.head.fc.in_features**-0.5)
+    for module in model.modules():
+        if isinstance(module, VectorACmix):
+            # Its weights of a neighbourhood have no bound: those of a random model as it is make
+            # a large difference, or an overflow, of a rounding.
+            module.conv_w[-1].weight.mul_(0.1)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the mean of all batches
