@@ -168,7 +168,7 @@ __device__ __forceinline__ bool is_inside(int y, int x, int height, int width) {
 
 // Grid: tiles_x * tiles_y * ceil(planes / blockDim.z) blocks of (columns, rows / ROWS, planes).
 template <typename T, int K, int S, int ROWS>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 1)
     attention_forward(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                       T* __restrict__ out, typename Accumulator<T>::type* __restrict__ lse,
                       int planes, int heads, int q_slots, int v_slots, int channels, int height,

@@ -136,7 +136,7 @@ __device__ __forceinline__ int end_within(int r, int reach, int stride, int out_
 }
 
 template <typename T>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(128, 2)
     attention_grad_key_any(const T* __restrict__ grad, const T* __restrict__ q,
                            const T* __restrict__ k, const T* __restrict__ v,
                            const typename Accumulator<T>::type* __restrict__ lse,
