@@ -37,7 +37,8 @@ def at_least(size: Size, least: int) -> Size:
     """The larger of a size and a number."""
     if isinstance(size, Tensor):
         return size.clamp(min=least)
-    return torch.sym_max(size, least)
+    # Dynamo of torch 2.9 knows the built-in function alone.
+    return max(size, least) if isinstance(size, int) else torch.sym_max(size, least)
 
 
 def as_number(size: Size) -> int:
