@@ -3,7 +3,6 @@
 Maps are channels last for the kernels, whatever the memory format of the call.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +11,12 @@ from torch import Tensor
 from acmix import ops
 from acmix.backends.cpu import library
 from acmix.backends.folding import is_folded
-from acmix.geometry import one_hot_shifts, output_size
+from acmix.geometry import output_size
 from acmix.layout import channels_last, computable, in_format_of, new_map
+from acmix.ops.convolution import convolution_path
 from acmix.ops.registration import kernel
+
+__all__ = ["convolution_path", "convolve", "convolve_backward"]
 
 # Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal
 # at N = 4, where folding saves a pass.
@@ -23,26 +25,6 @@ _MAX_FOLDED_MAPS = 12
 # Scratch of one unit of work, to stay in the second level cache.
 _BAND_BYTES = 512 << 10
 _VECTOR_BYTES = 64
-
-
-def convolution_path(
-    qkv: Tensor,
-    fc_weight: Tensor,
-    kernels: Tensor | None,
-    fc_bias: Tensor | None,
-    *,
-    stride: int,
-) -> Tensor:
-    """See ``acmix.convolution_path``."""
-    taps, maps = fc_weight.shape
-    head_dim = qkv.shape[1] // maps
-    if kernels is None:
-        shifts = one_hot_shifts(math.isqrt(taps), like=fc_weight)
-        kernels = shifts.expand(head_dim, *shifts.shape[-3:])
-    if fc_bias is not None:
-        # A map of ones carries the bias, and the padding that comes after the layer cuts it off.
-        fc_weight = torch.cat([fc_weight, fc_bias[:, None]], dim=1)
-    return ops.convolution(qkv.unflatten(1, (maps, head_dim)), fc_weight, kernels, stride)
 
 
 @kernel(ops.convolution, "CPU")

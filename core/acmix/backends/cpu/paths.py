@@ -7,22 +7,10 @@ from acmix.backends.cpu import library
 from acmix.backends.cpu.attention import attend, attend_backward
 from acmix.backends.cpu.convolution import convolve, convolve_backward
 from acmix.layout import channels_last, computable, in_format_of, maps_of, new_map
+from acmix.ops.paths import sliding_window_paths
 from acmix.ops.registration import kernel
 
-
-def sliding_window_paths(
-    qkv: Tensor,
-    position: Tensor,
-    fc_weight: Tensor,
-    kernels: Tensor,
-    *,
-    kernel_size: int,
-    stride: int,
-    dilation: int,
-) -> tuple[Tensor, Tensor]:
-    """See ``acmix.sliding_window_paths``."""
-    heads = fc_weight.shape[1] // 3
-    return ops.paths(qkv, position, fc_weight, kernels, heads, kernel_size, stride, dilation)[:2]
+__all__ = ["sliding_window_paths"]
 
 
 @kernel(ops.paths, "CPU")
