@@ -45,7 +45,7 @@ def test_a_line_without_hash_is_noticed():
         versions("a==1\n")
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", sorted(LOCKS.keys() - {"oldest"}))
 def test_locks_have_the_versions_of_the_constraints(name):
     tested: dict[str, set[str]] = {}
     for line in (ROOT / "ci" / "constraints.txt").read_text().splitlines():

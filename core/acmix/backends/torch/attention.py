@@ -102,8 +102,11 @@ def window_attention(
 
 def _added(logits: Tensor, bias: Tensor) -> Tensor:
     """``logits + bias``, in the memory of the logits, which nothing else reads, where it may be."""
+    # A compiled call chooses its memory itself.
+    if torch.compiler.is_compiling() or is_transformed():
+        return logits + bias
     fits = torch.result_type(logits, bias) == logits.dtype
-    return logits + bias if is_transformed() or not fits else logits.add_(bias)
+    return logits.add_(bias) if fits else logits + bias
 
 
 def _attend_in_tiles(
