@@ -20,7 +20,8 @@
 
 uint3 threadIdx, blockIdx, blockDim, gridDim;
 __attribute__((aligned(16))) unsigned char shared_memory[228 * 1024];
-extern "C" char __ehdr_start, _end;  // First and last byte of this library.
+// First and last byte of this library; were they not hidden, those of another might be found.
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start, _end;
 
 namespace {
 
