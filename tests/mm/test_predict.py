@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
+from acmix.mm import predicting
 from acmix.mm.predict import predict
 from support import ROOT, build_model
 
@@ -69,6 +71,16 @@ def test_scores_are_those_of_the_test_pipeline_in_any_batch(checkpoint, images):
     alone = run(checkpoint, "b.png", "--topk", "10", "--batch", "1")
     torch.testing.assert_close(*[[e["score"] for e in r[-1]["classes"]] for r in (together, alone)])
     assert sum(entry["score"] for entry in alone[0]["classes"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_images_are_read_as_the_config_reads_them():
+    def steps(*kinds):
+        data = dict(type="ImageFolder", pipeline=[dict(kind) for kind in kinds])
+        return predicting._steps(Config(dict(test_dataloader=dict(dataset=data))))
+
+    own, pack = dict(type="mmcv.LoadImageFromFile", imdecode_backend="pillow"), dict(type="Pack")
+    assert steps(own, dict(type="mmdet.LoadAnnotations"), pack) == [own, pack]
+    assert steps(pack) == [dict(type="mmcv.LoadImageFromFile"), pack]
 
 
 def test_pictures_of_one_name_are_kept_apart(checkpoint, images):

@@ -74,6 +74,7 @@ def find_images(arguments: Sequence[str]) -> dict[Path, str]:
         InputError: One of them names no image.
     """
     names: dict[Path, str] = {}
+    taken: set[str] = set()
     for argument in arguments:
         path = Path(argument).expanduser()
         if path.is_dir():
@@ -89,7 +90,8 @@ def find_images(arguments: Sequence[str]) -> dict[Path, str]:
             raise InputError(f"{argument}: no such file, and no folder with images ({endings})")
         for file, name in files:
             if file.is_file() and file not in names:
-                names[file] = _free(name.with_suffix(".png"), set(names.values()))
+                names[file] = _free(name.with_suffix(".png"), taken)
+                taken.add(names[file])
     return names
 
 

@@ -127,7 +127,7 @@ class Predictor:
 
 def _known_classes(cfg: Config) -> Sequence[str]:
     """Names that come with the data set, or none."""
-    (_, dataset), *_ = datasets(cfg, ("test_dataloader",))
+    dataset = _test_data(cfg)
     with DATASETS.switch_scope_and_registry(None) as registry:  # that of the default scope
         kind = registry.get(dataset["type"])
     meta = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
@@ -136,9 +136,17 @@ def _known_classes(cfg: Config) -> Sequence[str]:
 
 def _steps(cfg: Config) -> list[dict]:
     """The test pipeline for image files without annotations."""
-    (_, dataset), *_ = datasets(cfg, ("test_dataloader",))
-    kinds = ("LoadImage", "LoadAnnotations", "LoadPanoptic")
-    steps = [
-        step for step in dataset["pipeline"] if not step["type"].split(".")[-1].startswith(kinds)
-    ]
+    kinds = ("LoadAnnotations", "LoadPanoptic")
+    steps = [step for step in _test_data(cfg)["pipeline"] if not _kind(step).startswith(kinds)]
+    if any(_kind(step).startswith("LoadImage") for step in steps):
+        return steps
     return [dict(type="mmcv.LoadImageFromFile"), *steps]
+
+
+def _kind(step: dict) -> str:
+    return step["type"].split(".")[-1]
+
+
+def _test_data(cfg: Config) -> dict:
+    (_, dataset), *_ = datasets(cfg, ("test_dataloader",))
+    return dataset
