@@ -5,16 +5,9 @@ import torch
 
 from acmix.mm.export import export
 from acmix.mm.formats import Onnx
+from small_configs import PVT, write_config
 from support import ROOT, build_model, scrambled
 
-# A block a stage.
-PVT = dict(
-    embed_dims=[16, 32, 40, 64],
-    depths=[1, 1, 1, 1],
-    num_heads=[1, 2, 5, 8],
-    mlp_ratios=[2, 2, 2, 2],
-    sr_ratios=[8, 4, 2, 1],
-)
 SWIN = dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
 SMALL = {
     "RetinaNet of PVT": (
@@ -42,10 +35,7 @@ def run(config, model, folder):
     """The command's checks of a file of any size, and the maps that it gives for 333×500."""
     pytest.importorskip("onnxscript", reason="onnxscript is missing: pip install acmix[onnx]")
     own, weights, out = folder / "config.py", folder / "model.pth", folder / "maps.onnx"
-    for part in model.values():
-        if "arch" in part:
-            part["arch"] = dict(part["arch"], _delete_=True)
-    own.write_text(f"_base_ = [{str(ROOT / config)!r}]\nmodel = {model!r}\n")
+    write_config(own, config, model)
     network = scrambled(build_model(own), 0.0, 0.1)
     torch.save({"state_dict": network.state_dict()}, weights)
     arguments = [own, weights, out, "--dynamic", "--size", 333, 500]

@@ -8,16 +8,22 @@ import pytest
 import torch
 
 from acmix.mm.predict import predict
+from small_configs import PVT, write_config
 from support import ROOT, build_model
 
-# A block a stage.
-PVT = dict(
-    embed_dims=[16, 32, 40, 64],
-    depths=[1, 1, 1, 1],
-    num_heads=[1, 2, 5, 8],
-    mlp_ratios=[2, 2, 2, 2],
-    sr_ratios=[8, 4, 2, 1],
-)
+
+def check_objects(record):
+    assert len(record["objects"]) == 4
+    for entry in record["objects"]:
+        left, top, right, bottom = entry["box"]
+        assert 0 <= left <= right <= 90
+        assert 0 <= top <= bottom <= 60
+
+
+def check_areas(record):
+    assert sum(record["areas"].values()) == pytest.approx(1)
+
+
 MODELS = {
     "objects": (
         "pvt/configs/detection/retinanet_acmix-pvt-tiny_fpn_1x_coco.py",
@@ -26,20 +32,20 @@ MODELS = {
             neck=dict(in_channels=PVT["embed_dims"]),
             test_cfg=dict(score_thr=0.0),
         ),
+        check_objects,
     ),
     "areas": (
         "pvt/configs/segmentation/fpn_acmix-pvt-tiny_8xb4-40k_ade20k-512x512.py",
         dict(backbone=dict(arch=PVT), neck=dict(in_channels=PVT["embed_dims"])),
+        check_areas,
     ),
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_objects_and_areas(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("config", "model", "check"), MODELS.values(), ids=MODELS)
+def test_objects_and_areas(config, model, check, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, model = MODELS[kind]
-    model["backbone"]["arch"] = dict(PVT, _delete_=True)
-    Path("own.py").write_text(f"_base_ = [{str(ROOT / config)!r}]\nmodel = {model!r}\n")
+    write_config(Path("own.py"), config, model)
     network = build_model(Path("own.py"))
     torch.save({"state_dict": network.state_dict()}, "model.pth")
     generator = np.random.default_rng(0)
@@ -49,11 +55,4 @@ def test_objects_and_areas(kind, tmp_path, monkeypatch):
     drawn = cv2.imread("out/street.png")
     assert drawn.shape == (60, 90, 3)
     assert (drawn != cv2.imread("street.png")).any()
-    if kind == "areas":
-        assert sum(record["areas"].values()) == pytest.approx(1)
-        return
-    assert len(record["objects"]) == 4
-    for entry in record["objects"]:
-        left, top, right, bottom = entry["box"]
-        assert 0 <= left <= right <= 90
-        assert 0 <= top <= bottom <= 60
+    check(record)

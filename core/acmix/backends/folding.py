@@ -6,8 +6,9 @@ from torch import Tensor
 from acmix.tracing import as_number
 
 # Folding the layer into the kernels saves its product and makes the convolution 3N / k_c² times as
-# large. On two AVX-512 cores it wins for 12 maps (56²: 5.8 against 6.6 ms, training step 19 against
-# 27), and loses for 18 (28²: 6.0 against 3.5 ms).
+# large. Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise:
+# equal at N = 4, where folding saves a pass. On two AVX-512 cores it wins for 12 maps (56²: 5.8
+# against 6.6 ms, training step 19 against 27), and loses for 18 (28²: 6.0 against 3.5 ms).
 MAX_FOLDED_MAPS = 12
 
 

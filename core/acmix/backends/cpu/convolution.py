@@ -10,17 +10,13 @@ from torch import Tensor
 
 from acmix import ops
 from acmix.backends.cpu import library
-from acmix.backends.folding import is_folded
+from acmix.backends.folding import MAX_FOLDED_MAPS, is_folded
 from acmix.geometry import output_size
 from acmix.layout import channels_last, computable, in_format_of, new_map
 from acmix.ops.convolution import convolution_path
 from acmix.ops.registration import kernel
 
 __all__ = ["convolution_path", "convolve", "convolve_backward"]
-
-# Multiply-adds per pixel and channel are k_c² 3N N folded and k_c² (3N + k_c² N) otherwise: equal
-# at N = 4, where folding saves a pass.
-_MAX_FOLDED_MAPS = 12
 
 # Scratch of one unit of work, to stay in the second level cache.
 _BAND_BYTES = 512 << 10
@@ -65,7 +61,7 @@ def convolve(
     band = _even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share))
     tensors = dict(
         input=x,
-        layer=None if layer is None else _contiguous(layer, x.dtype),
+        layer=layer,
         kernels=weights,
         out=out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2),
     )
@@ -99,7 +95,7 @@ def convolve_backward(
         {**_settings(x, layer, weights, stride, band), "backward": True, "add": add},
         dict(
             input=x,
-            layer=None if layer is None else _contiguous(layer, x.dtype),
+            layer=layer,
             kernels=weights,
             grad=g.permute(0, 4, 3, 1, 2),
             grad_input=dx,
@@ -120,9 +116,10 @@ def _weights(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | No
     Returns:
         (taps, maps) or ``None``, and (N, maps, k, k, D): neighbouring channels are vector lanes.
     """
-    if is_folded(fc_weight) or x.shape[1] > _MAX_FOLDED_MAPS:
+    if is_folded(fc_weight) or x.shape[1] > MAX_FOLDED_MAPS:
         weights = kernels.to(x.dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0)
-        return None if is_folded(fc_weight) else fc_weight, weights.contiguous()
+        layer = None if is_folded(fc_weight) else _contiguous(fc_weight, x.dtype)
+        return layer, weights.contiguous()
     outs, side = kernels.shape[0] // x.shape[2], kernels.shape[-1]
     folded = x.new_empty((outs, fc_weight.shape[1], side, side, x.shape[2]))
     tensors = dict(
