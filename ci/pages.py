@@ -10,6 +10,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
@@ -18,6 +19,11 @@ OUTSIDE = "repository/"
 LANGUAGES = {".py": "python", ".csv": "text", ".yaml": "yaml", ".yml": "yaml"}
 # Targets of Markdown links and of images in HTML.
 LINK = re.compile(r"""(\]\(|<img src=")([^)"\s]+)(?=[)"])""")
+
+# What a browser would fetch from elsewhere; the theme fetches what draws a diagram of mermaid.
+FETCHED = re.compile(
+    r"""<(script|img|iframe)[^>]* src="http|<link[^>]* href="http|class="mermaid"""
+)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -53,6 +59,17 @@ def on_page_markdown(markdown: str, *, page: Page, **_) -> str:
         return before + link
 
     return LINK.sub(moved, markdown)
+
+
+def on_post_page(output: str, *, page: Page, **_) -> str:
+    """The page as it is.
+
+    Raises:
+        PluginError: It needs the network to be read.
+    """
+    if fetched := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} needs the network: {fetched[0]}")
+    return output
 
 
 def targets(path: str, markdown: str) -> list[tuple[str, str]]:
