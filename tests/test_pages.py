@@ -79,6 +79,29 @@ def test_command_names_what_exists(folder, words):
     checks[words[0]](folder, words[1:])
 
 
+def inline_commands():
+    """Calls of make and of modules in the text; the changelog has names of the past."""
+    found = set()
+    for path in PAGES:
+        if path.name != "CHANGELOG.md":
+            found |= set(re.findall(r"`((?:make|python -m) [^`\n]+)`", path.read_text()))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("code", inline_commands())
+def test_inline_command_names_what_exists(code):
+    words = code.split()
+    if words[0] == "python":
+        assert importlib.util.find_spec(words[2]), words[2]
+        return
+    rules = "".join(
+        (ROOT / name).read_text() for name in ("Makefile", "ci/mmcv.mk", "ci/project.mk")
+    )
+    targets = set(re.findall(r"^([\w-]+):(?!=)", rules, re.MULTILINE))
+    named = {word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]*", word)}
+    assert named <= targets | {"swin", "resnet", "san", "pvt"}
+
+
 def check_make(folder, words):
     if words[:1] == ["-C"]:
         folder, words = folder / words[1], words[2:]
