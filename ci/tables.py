@@ -199,7 +199,7 @@ def main() -> None:
         elif new != old:
             stale.append(name)
     if stale:
-        sys.exit(f"error: what is made differs from its source in {', '.join(stale)}; run 'make tables'")
+        sys.exit(f"error: {', '.join(stale)}: not what the sources say; run 'make tables'")
 
 
 def _pages() -> dict[Path, str]:
