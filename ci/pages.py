@@ -2,7 +2,7 @@
 
 MkDocs calls these functions (``hooks`` in ``mkdocs.yml``). The root's README is the home page. Any
 other file outside ``docs/`` that a page links to is a page under ``repository/``: Markdown as it
-is, sources as code.
+is, sources as code, a folder as the list of its files.
 """
 
 import os
@@ -33,16 +33,16 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "index.md", content=(ROOT / "README.md").read_text()))
     while todo:
         path = todo.pop()
-        if not (ROOT / path).is_file():
+        inside = path.startswith("docs/")
+        if not (ROOT / path).exists() or (inside and not path.endswith(".md")):
             continue
-        if path.endswith(".md"):
-            found = {target for _, target in targets(path, (ROOT / path).read_text())}
-            todo += sorted(found - seen)
-            seen |= found
-        if path != "README.md" and not path.startswith("docs/"):
+        text = content(path)
+        found = {target for _, target in targets(path, text)}
+        todo += sorted(found - seen)
+        seen |= found
+        if not inside and path != "README.md":
             kind = InclusionLevel.UNDEFINED if path.endswith(".md") else InclusionLevel.NOT_IN_NAV
-            page = File.generated(config, place(path), content=content(path), inclusion=kind)
-            files.append(page)
+            files.append(File.generated(config, place(path), content=text, inclusion=kind))
     return files
 
 
@@ -74,7 +74,7 @@ def on_post_page(output: str, *, page: Page, **_) -> str:
 
 def targets(path: str, markdown: str) -> list[tuple[str, str]]:
     """Links to files of the repository, each with the file's path in it."""
-    if not path.endswith(".md"):
+    if not path.endswith(".md") and not (ROOT / path).is_dir():
         return []
     prose = re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
     links = dict.fromkeys(link for _, link in LINK.findall(prose))
@@ -99,13 +99,17 @@ def source(uri: str) -> str:
     if not uri.startswith(OUTSIDE):
         return f"docs/{uri}"
     path = uri.removeprefix(OUTSIDE)
-    return path if (ROOT / path).is_file() else path.removesuffix(".md")
+    return path if (ROOT / path).exists() else path.removesuffix(".md")
 
 
 def content(path: str) -> str:
-    """A page of a file: Markdown as it is, anything else as code that the search leaves out."""
-    text = (ROOT / path).read_text()
+    """A page of a file or folder; what is no Markdown is left out of the search."""
+    there = ROOT / path
     if path.endswith(".md"):
-        return text
-    language = LANGUAGES.get(PurePosixPath(path).suffix, "text")
-    return f"---\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n````{language}\n{text}\n````\n"
+        return there.read_text()
+    if there.is_dir():
+        names = sorted(file.name for file in there.iterdir() if file.is_file())
+        body = "\n".join(f"- [{name}]({there.name}/{name})" for name in names)
+    else:
+        body = f"````{LANGUAGES.get(there.suffix, 'text')}\n{there.read_text()}\n````"
+    return f"---\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n{body}\n"
