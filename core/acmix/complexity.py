@@ -27,6 +27,10 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, ...] = (3, 224,
 
     Returns:
         Multiply-adds; the paper prints them as "FLOPs".
+
+    Examples:
+        >>> count_multiply_adds(ACmix2d(64, 64), (64, 28, 28))
+        22453760
     """
     parameter = next(model.parameters())
     image = torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device)
