@@ -6,14 +6,18 @@ from acmix.analysis.curves import Curves, read_curves
 from acmix.analysis.paths import PathMaps, path_maps
 from acmix.analysis.rates import MixingRates, mixing_rates
 from acmix.analysis.receptive_field import contributing_side, effective_receptive_field
+from acmix.analysis.report import write_report
+from acmix.analysis.summary import Analysis, analyze
 
 __all__ = [
+    "Analysis",
     "AttentionMaps",
     "Curves",
     "MixingRates",
     "PARTS",
     "PathMaps",
     "StageCosts",
+    "analyze",
     "attention_maps",
     "contributing_side",
     "effective_receptive_field",
@@ -21,4 +25,5 @@ __all__ = [
     "path_maps",
     "read_curves",
     "stage_costs",
+    "write_report",
 ]

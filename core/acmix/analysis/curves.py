@@ -76,7 +76,9 @@ def _append(curves: Curves, entries: list[dict[str, Any]]) -> None:
         in_training = "iter" in entry or any(tag.startswith((ALPHA, BETA)) for tag in entry)
         of_kind = new.train if in_training else new.val
         for tag, value in entry.items():
-            if tag not in _PLACES and isinstance(value, int | float):
+            if tag in _PLACES or not isinstance(value, int | float):
+                continue
+            if math.isfinite(value):
                 of_kind.setdefault(tag, []).append((entry["step"], float(value)))
     for old, added in ((curves.train, new.train), (curves.val, new.val)):
         first = min((points[0][0] for points in added.values()), default=math.inf)

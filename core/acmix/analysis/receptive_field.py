@@ -15,8 +15,8 @@ def effective_receptive_field(
 ) -> Tensor:
     """Magnitude of the gradient of a map's centre with respect to the image, averaged.
 
-    The gradient is that of the sum over channels of the pixel (H // 2, W // 2), its magnitude the
-    sum over the image's channels.
+    The gradient is that of the sum over the map's channels in the middle pixel, or in the middle
+    two of an axis of even length; its magnitude is the sum over the image's channels.
 
     Args:
         model: Takes one tensor; its mode is put back, and gradients of weights are left alone.
@@ -40,7 +40,7 @@ def effective_receptive_field(
 
 
 def contributing_side(field: Tensor, share: float) -> int:
-    """Side in pixels of the smallest square around the centre that has a share of the field.
+    """Side in pixels of the smallest square around the middle that has a share of the field.
 
     Args:
         field: (H, W), as ``effective_receptive_field`` gives it.
@@ -49,12 +49,15 @@ def contributing_side(field: Tensor, share: float) -> int:
     field = field.double()  # so that sums in another order are the same
     wanted, longest = share * (1 - 1e-9) * field.sum(), max(field.shape)
     for reach in range(longest):
-        window = tuple(
-            slice(max(length // 2 - reach, 0), length // 2 + reach + 1) for length in field.shape
-        )
+        window = tuple(_middle(length, reach) for length in field.shape)
         if field[window].sum() >= wanted:
-            return min(2 * reach + 1, longest)
+            return max(part.stop - part.start for part in window)
     return longest
+
+
+def _middle(length: int, reach: int = 0) -> slice:
+    """The middle pixel of an axis, or two if it is even, and ``reach`` pixels on both sides."""
+    return slice(max((length - 1) // 2 - reach, 0), min(length // 2 + reach + 1, length))
 
 
 def _last_call(model: nn.Module, image: Tensor) -> Call | None:
@@ -71,7 +74,7 @@ def _field(model: nn.Module, image: Tensor, name: str, call: Call | None) -> Ten
         maps = call.on_image(call.as_maps(maps))
     if not _is_map(maps):
         raise InputError(f"module={name}: its output is no map (B, C, H, W); choose another")
-    centre = maps[0, :, maps.shape[2] // 2, maps.shape[3] // 2].sum()
+    centre = maps[(0, slice(None), *(_middle(length) for length in maps.shape[2:]))].sum()
     (gradient,) = torch.autograd.grad(centre, image)
     return gradient[0].abs().sum(dim=0)
 

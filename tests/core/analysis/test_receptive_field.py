@@ -15,12 +15,15 @@ def test_of_two_convolutions_it_is_their_product():
     field = effective_receptive_field(net, torch.randn(2, 1, 11, 12))
     first, second = (conv.weight.detach() for conv in net)
     kernel = F.conv2d(F.pad(first, (2,) * 4), second.flip(2, 3))[0, 0]
-    expected = torch.zeros(11, 12)
-    expected[3:8, 4:9] = kernel.abs()  # around the centre (5, 6)
-    torch.testing.assert_close(field, expected)
-    assert contributing_side(field, 1.0) == 5
-    assert contributing_side(field, 0.0) == 1
-    assert effective_receptive_field(net, torch.zeros(1, 1, 11, 12), "0").count_nonzero() == 9
+    gradient = torch.zeros(11, 12)
+    gradient[3:8, 3:8] += kernel  # in the middle are row 5, and columns 5 and 6
+    gradient[3:8, 4:9] += kernel
+    torch.testing.assert_close(field, gradient.abs())
+    field = effective_receptive_field(net, torch.zeros(1, 1, 13, 13), "0")
+    torch.testing.assert_close(field[5:8, 5:8], first[0, 0].abs())
+    assert field.count_nonzero() == 9
+    assert [contributing_side(field, share) for share in (0.0, 0.999, 1.0)] == [1, 3, 3]
+    assert contributing_side(field[:12, :12], 1.0) == 4
 
 
 def test_it_is_averaged_over_the_images():
