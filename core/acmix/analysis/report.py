@@ -13,7 +13,7 @@ from acmix.analysis.summary import Analysis
 _FOOTER = "Made by acmix.analysis. The same figures and numbers are in files beside this page."
 _VECTOR = (
     " This model's attention is a vector: a weight for each channel, of any sign where it is"
-    " patchwise. Shown is the mean over channels; red adds, blue subtracts."
+    " patchwise. Shown is the mean over channels; red adds, blue takes away."
 )
 
 

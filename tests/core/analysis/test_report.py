@@ -26,6 +26,7 @@ def found(names=("cat & <dog>.png", "b"), **options):
     return analyze(network(), torch.randn(3, 3, 16, 20), pictures, **options)
 
 
+@pytest.mark.slow
 def test_all_is_in_the_page(tmp_path):
     pytest.importorskip("matplotlib")
     curves = Curves({"loss": [(1, 2.0), (2, 1.0)], "alpha/0": [(1, 0.5)]}, {"acc": [(1, 9.0)]})
