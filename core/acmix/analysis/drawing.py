@@ -19,9 +19,13 @@ else:
 
 WIDTH = 5.0  # inches
 _STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
+    "font.size": 11,
+    "axes.titlesize": 11,
     "axes.spines.top": False,
+    "legend.columnspacing": 1.0,
+    "legend.handlelength": 1.2,
+    "legend.handletextpad": 0.4,
+    "figure.constrained_layout.h_pad": 0.07,
     "axes.spines.right": False,
     "svg.hashsalt": "acmix",
     "savefig.facecolor": "white",
