@@ -10,6 +10,7 @@ from acmix import info
 from acmix.errors import InputError
 from acmix.mm import cli
 from acmix.mm.analyze import analyze_model
+from acmix.mm.demo import demo
 from acmix.mm.explain import input_errors_explained
 from acmix.mm.export import export
 from acmix.mm.predict import predict
@@ -44,6 +45,7 @@ COMMANDS = {
     "analyze": Command(
         "CONFIG CHECKPOINT --out DIR", "what its layers do, as a page", analyze_model
     ),
+    "demo": Command("CONFIG CHECKPOINT", "a page that takes images, on this machine", demo),
     "export": Command("CONFIG CHECKPOINT OUT", "as a file that runs without acmix", export),
     "convert": Command(
         "IN OUT", "weights of any origin as a clean file", lambda _, argv: conversion.main(argv)

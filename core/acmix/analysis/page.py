@@ -1,9 +1,23 @@
 """One HTML page with all figures and tables in it, which opens anywhere without a network."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+
+_FIGURES = """\
+.figures {
+  display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr));
+}
+figure {
+  margin: 0; padding: 0.5rem; background: #fff;
+  border: 1px solid #d6d3d1; border-radius: 0.4rem;
+}
+figure img { display: block; width: 100%; height: auto; }
+/* On white, whatever the page around it says. */
+.figures figcaption { color: #44403c !important; font-size: 0.9rem; padding: 0.25rem; }
+"""
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -30,17 +44,7 @@ h2 {{
   border-top: 1px solid var(--line);
 }}
 p {{ max-width: 45rem; }}
-.figures {{
-  display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr));
-}}
-figure {{
-  margin: 0; padding: 0.5rem; background: #fff;
-  border: 1px solid var(--line); border-radius: 0.4rem;
-}}
-figure img {{ display: block; width: 100%; height: auto; }}
-figcaption {{ color: #44403c; font-size: 0.9rem; padding: 0.25rem; }}
-.table {{ overflow-x: auto; margin: 1rem 0; }}
+{figures}.table {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
 th, td {{
   padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line);
@@ -102,22 +106,35 @@ def html_page(title: str, lines: Sequence[str], sections: Sequence[Section], foo
         footer: The last line.
     """
     parts = [f"<p>{escape(line)}</p>" for line in lines] + [_section(s) for s in sections]
-    return _PAGE.format(title=escape(title), body="\n".join(parts), footer=escape(footer))
-
-
-def _section(section: Section) -> str:
-    figures = "".join(_figure(*figure) for figure in section.figures)
-    return (
-        f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
-        f'<div class="figures">{figures}</div>'
-        f"{''.join(map(_table, section.tables))}</section>"
+    return _PAGE.format(
+        title=escape(title), body="\n".join(parts), figures=_FIGURES, footer=escape(footer)
     )
 
 
-def _figure(caption: str, svg: bytes) -> str:
-    data = b64encode(svg).decode()
-    text = escape(caption, quote=True)
-    image = f'<img alt="{text}" src="data:image/svg+xml;base64,{data}">'
+def figures_html(figures: Iterable[tuple[str, bytes, str]]) -> str:
+    """Figures in a grid that fits any width, for a page that has a style of its own.
+
+    Args:
+        figures: Caption, file and its kind, ``svg+xml`` or ``png``.
+    """
+    return f"<style>{_FIGURES}</style>{_grid(figures)}"
+
+
+def _section(section: Section) -> str:
+    figures = _grid((caption, svg, "svg+xml") for caption, svg in section.figures)
+    return (
+        f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
+        f"{figures}{''.join(map(_table, section.tables))}</section>"
+    )
+
+
+def _grid(figures: Iterable[tuple[str, bytes, str]]) -> str:
+    return f'<div class="figures">{"".join(_figure(*figure) for figure in figures)}</div>'
+
+
+def _figure(caption: str, file: bytes, kind: str) -> str:
+    data, text = b64encode(file).decode(), escape(caption, quote=True)
+    image = f'<img alt="{text}" src="data:image/{kind};base64,{data}">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 

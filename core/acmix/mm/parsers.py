@@ -133,6 +133,15 @@ def analyze_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def demo_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/demo.py``."""
+    parser = _config_parser("Show on a page of this machine what a model sees in an image")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument("--port", type=int, help="port; the first free one from 7860 by default")
+    _add_device(parser)
+    return parser
+
+
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; a GPU by default where there is one")
 
