@@ -79,5 +79,5 @@ def main(package: str, argv: Sequence[str] | None = None) -> None:
 def _usage(program: str) -> str:
     lines = [f"usage: {program} COMMAND ..., with --help behind a command for its flags", ""]
     for name, command in COMMANDS.items():
-        lines.append(f"  {name} {command.takes}".ljust(34) + command.does)
+        lines.append(f"  {name} {command.takes}".ljust(40) + command.does)
     return "\n".join(lines)

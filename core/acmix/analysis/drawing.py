@@ -47,8 +47,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             raise InputError("figures need matplotlib; pip install matplotlib") from error
         with matplotlib.rc_context(_STYLE):
             figure = draw(*args, **kwargs)
+            # Found once for all formats; ticks change with the first pass, and labels with them.
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # found once, for all formats
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             return figure
 
     return call
@@ -70,6 +72,7 @@ def grid(rows: int, columns: int, picture: np.ndarray) -> tuple[Figure, Any]:
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
+        axis.spines[:].set_visible(False)
     return figure, axes
 
 

@@ -1,5 +1,6 @@
 """Figures of what the analysis found."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,7 +37,8 @@ def rates_figure(rates: Sequence[MixingRates]) -> Figure:
     upper.plot(
         place, [abs(r.beta) for r in rates], "s--", color=CONVOLUTION, label="|β| convolution"
     )
-    upper.set_ylim(bottom=0)
+    most = max(max(abs(r.alpha), abs(r.beta)) for r in rates)
+    upper.set_ylim(0, 1.1 * most or 1)
     upper.set_ylabel("rate")
     upper.legend(frameon=False)
     ratios = [r.log_ratio if math.isfinite(r.log_ratio) else 0.0 for r in rates]
@@ -60,8 +62,13 @@ def _mark_stages(axes: Sequence[Any], names: Sequence[str]) -> None:
         for start in starts[1:]:
             axis.axvline(start - 0.5, color="#d6d3d1", linewidth=0.8, zorder=0)
         axis.set_xlim(-0.6, len(names) - 0.4)
-    if len(starts) < len(names) or len(starts) <= 6:
-        axes[-1].set_xticks(middles, [stages[start] for start in starts])
+    labels = [stages[start] for start in starts]
+    nearest = min((b - a for a, b in itertools.pairwise(middles)), default=len(names))
+    # About 45 letters fit side by side; where neighbours would touch, they are slanted.
+    slanted = 45 * nearest / len(names) < max(map(len, labels))
+    axes[-1].set_xticks(
+        middles, labels, rotation=30 if slanted else 0, ha="right" if slanted else "center"
+    )
 
 
 @styled

@@ -65,7 +65,9 @@ def analyze_model(project: Path, argv: Sequence[str] | None = None) -> Analysis:
         curves=read_curves(run) if log_files(run) else None,
     )
     name = Path(args.config).stem
-    files = write_report(found, out, f"What {name} learned", [f"Weights: {args.checkpoint}"])
+    files = write_report(
+        found, out, f"What {name} learned", [f"Weights: {Path(args.checkpoint).name}"]
+    )
     print(f"wrote report.html and {len(files) - 1} files for it to {out}")
     return found
 
