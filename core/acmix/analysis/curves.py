@@ -10,6 +10,12 @@ from acmix.errors import InputError
 
 # Tags of the rates of every layer, as they are logged in training.
 ALPHA, BETA = "alpha/", "beta/"
+# The second of each pair is what MMEngine writes where it writes no other.
+_FILES = tuple(
+    f"{folder}{name}"
+    for folder in ("*/vis_data/", "vis_data/", "")
+    for name in ("scalars.json", "2*_*.json")
+)
 # Of an entry, beside its values.
 _PLACES = ("step", "iter", "epoch")
 
@@ -34,8 +40,8 @@ def read_curves(path: str | Path) -> Curves:
     Of a run that was stopped and went on, each part counts up to where the next one began.
 
     Args:
-        path: A file of lines of JSON, such as ``vis_data/scalars.json``, or a run's work dir, in
-            which such files are looked for.
+        path: A file of lines of JSON, such as ``vis_data/scalars.json``, or a work dir, a run's
+            folder in it or its ``vis_data``, in which such files are looked for.
 
     Raises:
         InputError: There is no such file, or a line of it is no entry of a log.
@@ -50,9 +56,10 @@ def read_curves(path: str | Path) -> Curves:
     return curves
 
 
-def log_files(work_dir: str | Path) -> list[Path]:
-    """Logs of the runs in a work dir, the oldest first."""
-    return sorted(Path(work_dir).glob("*/vis_data/scalars.json"))
+def log_files(folder: str | Path) -> list[Path]:
+    """Logs of the runs in a work dir, the oldest first, or of one in its own folder."""
+    found = (sorted(Path(folder).glob(pattern)) for pattern in _FILES)
+    return next((files for files in found if files), [])
 
 
 def _entries(file: Path) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def attention_figure(picture: np.ndarray, maps: Sequence[AttentionMaps]) -> Figu
     figure, axes = grid(len(maps), queries, picture)
     for row, found in zip(axes, maps, strict=True):
         for number, axis in enumerate(row):
-            _overlay(axis, picture, found.weights[number].mean(dim=0).numpy())
+            _overlay(axis, picture, found.weights[number].mean(dim=0).cpu().numpy())
             _mark(axis, picture, found.queries[number], _QUERY_COLOURS[number % 4])
         row[0].set_title(found.layer, loc="left")
     return figure
@@ -108,7 +108,7 @@ def paths_figure(picture: np.ndarray, maps: Sequence[PathMaps]) -> Figure:
                 axis.text(0.5, 0.5, "no such path", ha="center", transform=axis.transAxes)
             else:
                 shape = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-                shown = values[0].numpy()
+                shown = values[0].cpu().numpy()
                 axis.imshow(shown, cmap="viridis", vmin=0, vmax=top or 1, extent=shape)
             axis.set_xlabel(name)
     return figure
@@ -125,7 +125,7 @@ def field_figure(field: Tensor, shares: dict[float, int]) -> Figure:
     height, width = field.shape
     figure = empty_figure(min(WIDTH * 0.85 * height / width, 1.6 * WIDTH))
     axis = figure.subplots()
-    values = field.numpy()
+    values = field.cpu().numpy()
     # The square root, as most of it would be black.
     shown = axis.imshow(np.sqrt(values / (values.max() or 1)), cmap="magma", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axis, label="√(gradient / largest)", shrink=0.8)

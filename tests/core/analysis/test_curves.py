@@ -28,8 +28,10 @@ def test_a_run_that_went_on(tmp_path):
     assert curves.train["loss"] == [(10, 3.0), (20, 1.5), (30, 1.0)]
     assert curves.train["alpha/0"] == [(10, 0.5)]
     assert curves.val == {"accuracy/top1": [(1, 20.0), (2, 40.0)]}
-    one = read_curves(tmp_path / "2" / "vis_data" / "scalars.json")
-    assert one.train == {"loss": [(20, 1.5), (30, 1.0)]}
+    run = tmp_path / "2"
+    (run / "vis_data" / "20260101_000000.json").write_text("no log, and not read")
+    for path in (run, run / "vis_data", run / "vis_data" / "scalars.json"):
+        assert read_curves(path).train == {"loss": [(20, 1.5), (30, 1.0)]}
 
 
 def test_what_is_no_log(tmp_path):
