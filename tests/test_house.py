@@ -20,7 +20,7 @@ FLOORS = (
     ("acmix.modules",),
     ("acmix.digests", "acmix.reading_cost", "acmix.safetensors_files"),
     ("acmix.checkpoint", "acmix.complexity", "acmix.report", "acmix.warm_start"),
-    ("acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
+    ("acmix.analysis", "acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
     ("acmix",),
     ("acmix.info", "acmix.mm"),
     ("acmix.convert",),

@@ -120,6 +120,9 @@ def check_make(folder, words):
     if "predict" in words:
         files = ["config", settings["CHECKPOINT"], *settings["IMAGES"].split()]
         parsers.predict_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
+    if "analyze" in words:
+        files = ["config", settings["CHECKPOINT"], "--out", settings["OUT"]]
+        parsers.analyze_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
     if "export" in words:
         files = ["config", settings["CHECKPOINT"], settings["OUT"]]
         parsers.export_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
@@ -188,7 +191,7 @@ def check_module(folder, words):
     assert flag == "-m"
     assert package in PACKAGES
     assert command in commands.COMMANDS
-    if command in ("train", "test"):
+    if command in ("train", "test", "analyze"):
         args = getattr(parsers, f"{command}_parser")().parse_args(arguments)
         settings.read_config(project_folder(package), args)
 
