@@ -10,12 +10,18 @@ from torch import SymInt, Tensor
 Size = int | SymInt | Tensor
 
 
+# Asked as it runs: Dynamo of torch 2.9 takes whatever it compiles for an export.
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 def is_written_down() -> bool:
     """Whether operators are recorded: by ``torch.export``, ``torch.jit.trace`` or for ONNX.
 
     The record serves other inputs later, and runs where acmix is not installed.
     """
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return _is_exporting() or torch.jit.is_tracing()
 
 
 def is_known(*sizes: Size) -> bool:
@@ -25,7 +31,7 @@ def is_known(*sizes: Size) -> bool:
     on them would serve the example's size alone. A compiled call may branch on its symbols: it has
     guards, and is compiled anew.
     """
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         # Imported here since it takes a second.
         from torch.fx.experimental.symbolic_shapes import has_static_value
 
