@@ -88,6 +88,13 @@ def test_imports_go_down(module):
     assert not upward
 
 
+def test_the_figure_draws_the_floors_in_their_order():
+    figure = (ROOT / "docs/images/floors.svg").read_text()
+    drawn = [floor(name) for name in re.findall(r"\bacmix[._]\w+", figure)]
+    assert drawn == sorted(drawn, reverse=True)
+    assert len(set(drawn)) >= 10
+
+
 def test_there_is_no_circle():
     graphlib.TopologicalSorter(GRAPH).prepare()
 

@@ -28,6 +28,10 @@ def count_multiply_adds(model: nn.Module, input_size: tuple[int, ...] = (3, 224,
 
     Returns:
         Multiply-adds; the paper prints them as "FLOPs".
+
+    Examples:
+        >>> count_multiply_adds(ACmix2d(64, 64), (64, 28, 28))
+        22453760
     """
     return count_by_module(model, input_size)[""]
 

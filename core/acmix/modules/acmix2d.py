@@ -41,7 +41,7 @@ class ACmix2d(ACmixBase):
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
 
-    Example:
+    Examples:
         >>> layer = ACmix2d(64, 64, stride=2)
         >>> layer(torch.rand(1, 64, 33, 57)).shape
         torch.Size([1, 64, 17, 29])

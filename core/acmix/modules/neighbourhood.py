@@ -65,6 +65,11 @@ class VectorACmix(ACmixBase):
 
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
+
+    Examples:
+        >>> layer = VectorACmix(64, 64, attention="pairwise")
+        >>> layer(torch.rand(1, 64, 9, 14)).shape
+        torch.Size([1, 64, 9, 14])
     """
 
     takes_norm = True

@@ -42,6 +42,11 @@ class GlobalACmix(ACmixBase):
 
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
+
+    Examples:
+        >>> layer = GlobalACmix(64, num_heads=2, sr_ratio=2)
+        >>> layer(torch.rand(1, 1 + 14 * 14, 64), (14, 14)).shape  # a class token, then the pixels
+        torch.Size([1, 197, 64])
     """
 
     def __init__(

@@ -39,6 +39,11 @@ class WindowACmix(ACmixBase):
 
     Raises:
         InputError: An argument, or the shape of the input or the mask, is wrong.
+
+    Examples:
+        >>> layer = WindowACmix(96, window_size=7, num_heads=3)
+        >>> layer(torch.rand(2, 30, 41, 96)).shape
+        torch.Size([2, 30, 41, 96])
     """
 
     def __init__(
