@@ -413,7 +413,7 @@ def test_unreadable(tmp_path, monkeypatch):
         (b"\xff\xd8\xff\xe0" + bytes(100), "a JPEG image"),
         (b"\x1f\x8b\x08" + bytes(100), "a gzip archive"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        (b"\x10\0\0\0\0\0\0\0" + b'{"a":{}}        ', "a damaged safetensors file"),
+        (b"\x10\0\0\0\0\0\0\0" + b'{"a":{}}        ', "safetensors"),
         (bytes(range(64)), "a file of another kind"),
         (b"\x80\x04\x95", "damaged, most likely cut short"),
         (b"\x80\x04\x95" + bytes(100), "damaged or no file of torch.save"),
@@ -571,6 +571,12 @@ def test_safetensors(tmp_path):
     assert_weights(load_released(path))
     assert read_checkpoint(path)["meta"] == {}
     assert read_checkpoint(path, "meta")["state_dict"]["module.fc.bias"].device.type == "meta"
+
+
+def test_damaged_header_of_safetensors_is_named(tmp_path):
+    pytest.importorskip("safetensors.torch")
+    (tmp_path / "a.pth").write_bytes(b"\x10\0\0\0\0\0\0\0" + b'{"a":{}}        ')
+    assert "a damaged safetensors file" in message_of(tmp_path / "a.pth")
 
 
 def test_every_truncation_of_safetensors_is_noticed(tmp_path):
