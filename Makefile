@@ -7,7 +7,7 @@ OLDEST := $(PLACE)build/oldest
 DIST ?= $(PLACE)dist
 
 .PHONY: help install integrations test test-fast test-core test-oldest lint format tables check-tables info bench \
-  gpu soak lock audit wheels check-wheels clean
+  ablation gpu soak lock audit wheels check-wheels clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
@@ -16,9 +16,10 @@ help:
 	@echo "make test-core     the core's alone, which needs torch, pytest and hypothesis; PY=python"
 	@echo "make test-oldest   the same with the oldest torch allowed, in an environment of its own"
 	@echo "make lint          style, format and types; 'make format' mends what it can"
-	@echo "make check-tables  tables of the pages against their sources; 'make tables' writes them"
+	@echo "make check-tables  tables of the pages against their sources; 'make tables' writes them, and the curves"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
+	@echo "make ablation      the paper's Tables 6 and 7 on digits, in an hour on two cores; ARGS='--only ...'"
 	@echo "make gpu           CUDA kernels tested and timed in eight minutes, with PYTHON as it is; OUT=folder"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make lock          versions of ci/constraints.txt with their hashes; ARGS=--upgrade for the others"
@@ -64,6 +65,7 @@ format: $(INSTALLED)
 
 tables: $(INSTALLED)
 	$(PY) ci/tables.py --write
+	$(PY) core/ablation/plot.py
 
 check-tables: $(INSTALLED)
 	$(PY) ci/tables.py
@@ -73,6 +75,9 @@ info: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) core/benchmarks/ratios.py
+
+ablation: $(INSTALLED)
+	$(PY) core/ablation/run.py $(ARGS)
 
 # A machine with a device needs torch, CuPy and pytest, and no network: nothing is installed.
 OUT ?= build/gpu

@@ -13,6 +13,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "core" / "ablation"))
+
+import summary  # noqa: E402
+
 PROJECTS = ("resnet", "san", "pvt", "swin")
 # For a model that the paper does not have.
 NOT_THERE = "not in the paper"
@@ -26,6 +30,7 @@ HEADS = {
 RECIPE = "| setting | authors | here | why |\n|---|---|---|---|"
 RATIOS = ROOT / "core/benchmarks/ratios.csv"
 EXPORTED = ROOT / "core/benchmarks/exported_models.csv"
+ABLATION = ROOT / "core/ablation/results.csv"
 NOT_MEASURED = "–"
 
 
@@ -208,6 +213,10 @@ def _tables() -> dict[Path, list[tuple[str, str, str]]]:
     tables[ROOT / "docs/speed.md"] = [("Speed", ratios, render_speed())]
     exports = ("Exports", str(EXPORTED.relative_to(ROOT)), render_exports())
     tables[ROOT / "docs/your-network/export.md"] = [exports]
+    ablation = str(ABLATION.relative_to(ROOT))
+    tables[ROOT / "docs/ablation.md"] = [
+        ("Ablation", ablation, summary.render(_read_csv(ABLATION)))
+    ]
     return tables
 
 
