@@ -160,7 +160,7 @@ def _averaged(results: Results, cells: list[Cell], mode: Mode) -> list[float] | 
 
 
 def _p(values: Sequence[float]) -> str:
-    return f" ({sign_flip_p(values):.2g})" if len(values) > 1 else ""
+    return f" ({sign_flip_p(values):.3g})" if len(values) > 1 else ""
 
 
 def _one_sign(results: Results) -> str:
