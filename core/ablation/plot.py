@@ -49,7 +49,7 @@ def draw(results: Results, model: str, path: Path) -> None:
         path: The SVG file.
     """
     lengths = list(dict.fromkeys(cell.steps for cell in results.top1 if cell.model == model))
-    size = dict(figsize=(4.2 * len(lengths), 6.6), sharex=True, sharey="row", squeeze=False)
+    size = dict(figsize=(4.2 * len(lengths), 6.6), sharex=True, sharey="col", squeeze=False)
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(len(TABLES), len(lengths), **size)
         for line, (table, modes) in zip(panels, TABLES.items(), strict=True):
