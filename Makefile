@@ -3,11 +3,12 @@ include ci/mmcv.mk
 .DEFAULT_GOAL := help
 TOOLS := $(PLACE)build/tools
 OLDEST := $(PLACE)build/oldest
+DOCS := $(PLACE)build/docs
 # Of what is released.
 DIST ?= $(PLACE)dist
 
-.PHONY: help install integrations test test-fast test-core test-oldest lint format tables check-tables info bench \
-  ablation gpu soak lock audit wheels check-wheels clean
+.PHONY: help install integrations test test-fast test-core test-oldest lint format tables check-tables docs docs-tools \
+  info bench ablation gpu soak lock audit wheels check-wheels clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
@@ -16,10 +17,11 @@ help:
 	@echo "make test-core     the core's alone, which needs torch, pytest and hypothesis; PY=python"
 	@echo "make test-oldest   the same with the oldest torch allowed, in an environment of its own"
 	@echo "make lint          style, format and types; 'make format' mends what it can"
-	@echo "make check-tables  tables of the pages against their sources; 'make tables' writes them, and the curves"
+	@echo "make check-tables  tables and plot of the pages against their sources; 'make tables' writes them"
+	@echo "make docs          the pages as a site in build/site, which needs no network to be read"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
-	@echo "make ablation      the paper's Tables 6 and 7 on digits, in an hour on two cores; ARGS='--only ...'"
+	@echo "make ablation      the paper's Tables 6 and 7 on digits, half an hour on two cores; ARGS='--only ...'"
 	@echo "make gpu           CUDA kernels tested and timed in eight minutes, with PYTHON as it is; OUT=folder"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make lock          versions of ci/constraints.txt with their hashes; ARGS=--upgrade for the others"
@@ -70,6 +72,15 @@ tables: $(INSTALLED)
 check-tables: $(INSTALLED)
 	$(PY) ci/tables.py
 
+# Links and anchors that lead nowhere, and public names without a docstring, are errors.
+SITE ?= $(PLACE)build/site
+docs: docs-tools
+	$(DOCS)/bin/interrogate --quiet --config pyproject.toml core/acmix
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --site-dir "$(abspath $(SITE))"
+	@echo "open $(SITE)/index.html"
+
+docs-tools: $(DOCS)/.installed
+
 info: $(INSTALLED)
 	$(PY) -m acmix.info
 
@@ -88,7 +99,7 @@ soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
 
 # Environments that have needs of their own stay out of .venv.
-$(TOOLS)/.installed $(OLDEST)/.installed: $(PLACE)build/%/.installed: ci/locks/%.txt
+$(TOOLS)/.installed $(OLDEST)/.installed $(DOCS)/.installed: $(PLACE)build/%/.installed: ci/locks/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
 	  --require-hashes -r $<

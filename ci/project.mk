@@ -33,11 +33,12 @@ has = $(strip $(foreach one,$(1),$(findstring $(one),$(2))))
 quote = $(if $(call has,$(special),$(1)),'$(1)',$(1))
 args = $(if $(call has,' " \,$(ARGS)),$(ARGS),$(foreach word,$(ARGS),$(call quote,$(word))))
 
-.PHONY: help install train test predict export check-launch
+.PHONY: help install train test predict analyze export check-launch
 help:
 	@echo "make train [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='--resume ...']"
 	@echo "make test CHECKPOINT=... [CONFIG=configs/...py] [GPUS=8] [DATA_ROOT=folder] [ARGS='...']"
 	@echo "make predict CHECKPOINT=... IMAGES='cat.jpg folder' [OUT=folder] [CONFIG=configs/...py]"
+	@echo "make analyze CHECKPOINT=... OUT=folder [IMAGES='cat.jpg'] [CONFIG=configs/...py]"
 	@echo "make export CHECKPOINT=... OUT=file.onnx [CONFIG=configs/...py] [ARGS='--dynamic ...']"
 	@echo "Without CONFIG: $(DEFAULT_CONFIG), a small model on embedded data."
 	@echo "On each of several machines: NNODES=2 NODE_RANK=0 MASTER_ADDR=host [MASTER_PORT=29500]"
@@ -57,12 +58,18 @@ test: check-launch $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
 	$(run) tools/test.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(launcher) $(data) $(args)
 
-# Images and the folder for pictures are named from where make was called.
+# Images and folders to write to are named from where make was called.
 predict: $(INSTALLED)
 	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
 	@test -n "$(IMAGES)" || { echo "error: IMAGES is empty; give IMAGES='cat.jpg folder'" >&2; exit 2; }
 	$(PY) tools/predict.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) $(foreach one,$(IMAGES),$(call outside,$(one))) \
 	  $(if $(OUT),--out-dir $(call outside,$(OUT))) $(args)
+
+analyze: $(INSTALLED)
+	@test -n "$(CHECKPOINT)" || { echo "error: CHECKPOINT is empty; give CHECKPOINT=file.pth" >&2; exit 2; }
+	@test -n "$(OUT)" || { echo "error: OUT is empty; give OUT=folder" >&2; exit 2; }
+	$(PY) tools/analyze.py $(call find,$(CONFIG)) $(call find,$(CHECKPOINT)) --out $(call outside,$(OUT)) \
+	  $(if $(IMAGES),--image $(foreach one,$(IMAGES),$(call outside,$(one)))) $(args)
 
 # A file name is taken from where make was called.
 export: $(INSTALLED)

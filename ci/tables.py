@@ -1,4 +1,4 @@
-"""The tables of the pages: models from the metafile.yml of each project, measurements from CSVs.
+"""Tables and a plot of the pages, from the projects' metafile.yml and from measured CSVs.
 
 ``python ci/tables.py`` fails when a table differs from its source or a metafile names a config that
 is not there; ``--write`` writes the tables.
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from plots import ratio_bars
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "core" / "ablation"))
@@ -23,12 +24,17 @@ NOT_THERE = "not in the paper"
 # A table for each section of a metafile.
 HEADS = {
     "Models": "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
-    "| top-1 (%): paper | trained here | config |\n|---|---|---|---|---|---|",
+    "| top-1 (%): paper | config |\n|---|---|---|---|---|",
     "Downstream": "| model | parameters: counted / paper | multiply-adds (G): counted / paper "
-    "| score: paper | trained here | config |\n|---|---|---|---|---|---|",
+    "| score: paper | config |\n|---|---|---|---|---|",
 }
+FAMILIES = (
+    "| family | models | parameters (M) | multiply-adds (G) | top-1 (%), the paper's |\n"
+    "|---|---|---|---|---|"
+)
 RECIPE = "| setting | authors | here | why |\n|---|---|---|---|"
 RATIOS = ROOT / "core/benchmarks/ratios.csv"
+PLOT = ROOT / "docs/images/speed.svg"
 EXPORTED = ROOT / "core/benchmarks/exported_models.csv"
 ABLATION = ROOT / "core/ablation/results.csv"
 NOT_MEASURED = "–"
@@ -47,12 +53,29 @@ def read_section(project: str, section: str) -> list[dict]:
     return entries
 
 
-def render(section: str, projects: tuple[str, ...], prefix: bool) -> str:
-    """The table of these projects; with ``prefix`` links start at the repository's root."""
+def render(section: str, projects: tuple[str, ...], up: str | None = None) -> str:
+    """The table of these projects; ``up`` leads from the page to the repository's root."""
     rows = [HEADS[section]]
     for project in projects:
-        folder = f"{project}/" if prefix else ""
+        folder = "" if up is None else f"{up}{project}/"
         rows += [_row(entry, folder) for entry in read_section(project, section)]
+    return "\n".join(rows)
+
+
+def render_families() -> str:
+    """A row for each project, with links to the configs of its ImageNet models."""
+    rows = [FAMILIES]
+    for project in PROJECTS:
+        entries = read_section(project, "Models")
+        family = entries[0]["In Collection"]
+        cells = [
+            [f"[{e['Name'].removeprefix(family)[1:]}]({project}/{e['Config']})" for e in entries],
+            [f"{e['Metadata']['Parameters'] / 1e6:.1f}" for e in entries],
+            [f"{e['Metadata']['FLOPs'] / 1e9:.1f}" for e in entries],
+            [str(e["Paper"]["Top 1 Accuracy"]) if "Paper" in e else NOT_MEASURED for e in entries],
+        ]
+        columns = " | ".join(", ".join(cell) for cell in cells)
+        rows.append(f"| [{family}]({project}/README.md) | {columns} |")
     return "\n".join(rows)
 
 
@@ -65,7 +88,6 @@ def _row(entry: dict, folder: str) -> str:
         f"{counted['Parameters']:,} / {given.get('Parameters', 'not given')}",
         f"{size}{counted['FLOPs'] / 1e9:.{1 if size else 2}f} / {given['FLOPs']}",
         _score(entry),
-        "not trained here" + _weights(entry),
         f"[config]({folder}{entry['Config']})",
     ]
     return f"| {' | '.join(cells)} |"
@@ -76,12 +98,6 @@ def _score(entry: dict) -> str:
         return str(entry["Paper"]["Top 1 Accuracy"]) if "Paper" in entry else NOT_THERE
     metric = "box mAP" if entry["Data"] == "COCO" else "mIoU"
     return f"{entry['Data']} {metric} {entry['Paper'][metric]}"
-
-
-def _weights(entry: dict) -> str:
-    if "Released Weights" not in entry:
-        return ""
-    return "; released weights load" if entry["Released Weights"] else "; no weights exist"
 
 
 def render_recipe(project: str) -> str:
@@ -176,41 +192,48 @@ def replace_table(text: str, section: str, source: str, table: str, name: str) -
 
 
 def main() -> None:
-    """Check the tables, or write them."""
+    """Check the tables and the plot, or write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the tables")
     write = parser.parse_args().write
     stale = []
-    for path, tables in _tables().items():
-        name, old = str(path.relative_to(ROOT)), path.read_text()
-        new = old
-        for section, source, table in tables:
-            new = replace_table(new, section, source, table, name)
+    for path, new in _pages().items():
+        name, old = str(path.relative_to(ROOT)), path.read_text() if path.exists() else None
         if write:
             path.write_text(new)
         elif new != old:
             stale.append(name)
     if stale:
-        sys.exit(f"error: tables differ from their source in {', '.join(stale)}; run 'make tables'")
+        sys.exit(f"error: {', '.join(stale)}: not what the sources say; run 'make tables'")
+
+
+def _pages() -> dict[Path, str]:
+    """Text of every page that has a table, and of the plot."""
+    pages = {PLOT: ratio_bars([row for row in _read_csv(RATIOS) if " / " in row["case"]])}
+    for path, tables in _tables().items():
+        pages[path] = path.read_text()
+        for section, source, table in tables:
+            name = str(path.relative_to(ROOT))
+            pages[path] = replace_table(pages[path], section, source, table, name)
+    return pages
 
 
 def _tables() -> dict[Path, list[tuple[str, str, str]]]:
     """Section, source and table of every table of each page."""
-    readmes = {ROOT / "README.md": PROJECTS}
-    readmes |= {ROOT / project / "README.md": (project,) for project in PROJECTS}
-    tables = {
-        path: [
-            (section, "metafile.yml", render(section, projects, prefix=projects is PROJECTS))
-            for section in HEADS
-        ]
-        for path, projects in readmes.items()
-    }
+    metafile = "metafile.yml"
+    tables = {ROOT / "README.md": [("Families", metafile, render_families())]}
     for project in PROJECTS:
-        recipe = ("Recipe", "metafile.yml", render_recipe(project))
-        tables[ROOT / project / "README.md"].append(recipe)
+        tables[ROOT / project / "README.md"] = [
+            *((section, metafile, render(section, (project,))) for section in HEADS),
+            ("Recipe", metafile, render_recipe(project)),
+        ]
+    downstream = ("Downstream", metafile, render("Downstream", PROJECTS, up="../../"))
+    tables[ROOT / "docs/train/detection-segmentation.md"] = [downstream]
     ratios = str(RATIOS.relative_to(ROOT))
-    tables[ROOT / "core/README.md"] = [("Speed", ratios, render_ratios())]
-    tables[ROOT / "docs/speed.md"] = [("Speed", ratios, render_speed())]
+    tables[ROOT / "docs/speed.md"] = [
+        ("Ratios", ratios, render_ratios()),
+        ("Speed", ratios, render_speed()),
+    ]
     exports = ("Exports", str(EXPORTED.relative_to(ROOT)), render_exports())
     tables[ROOT / "docs/your-network/export.md"] = [exports]
     ablation = str(ABLATION.relative_to(ROOT))

@@ -280,7 +280,7 @@ def test_curves_are_those_of_the_file(tmp_path):
             f"the curves of the page are of another matplotlib than {matplotlib.__version__}"
         )
     for path in drawn:
-        assert path.read_bytes() == (ROOT / "docs" / path.name).read_bytes()
+        assert path.read_bytes() == (ROOT / "docs" / "images" / path.name).read_bytes()
 
 
 def test_results_of_the_page_are_of_the_grid():

@@ -82,20 +82,24 @@ def test_training_step_is_that_of_eager_mode(name, with_cp):
         step(compiled, backbone, x)
 
 
+def distance(mine, theirs):
+    """Of two lists of tensors, as if each were one vector."""
+    return sum((a.float() - b.float()).square().sum() for a, b in zip(mine, theirs, strict=True))
+
+
 @pytest.mark.parametrize("name", THOROUGH)
 def test_training_step_under_autocast_channels_last(name):
+    """Twice the error of eager mode at most, whose gradients of a few channels are 40 % off."""
+    torch.manual_seed(0)
     backbone = SHALLOW[name](out_indices=(0, 1)).to(memory_format=torch.channels_last)
-    compiled = torch.compile(backbone, fullgraph=True)
     x = torch.randn(2, 3, 64, 48).to(memory_format=torch.channels_last)
+    exact = step(backbone, backbone, x)
     with torch.autocast("cpu", torch.bfloat16):
-        maps, grads = step(compiled, backbone, x)
-    expected, expected_grads = step(backbone, backbone, x)
-    for mine, theirs in zip(maps, expected, strict=True):
-        assert (mine.float() - theirs).norm() <= 0.05 * theirs.norm()
-    # One scale for all: gradients that are zero in exact arithmetic are noise.
-    scale = max(grad.norm() for grad in expected_grads)
-    for mine, theirs in zip(grads, expected_grads, strict=True):
-        assert (mine - theirs).norm() <= 0.1 * scale
+        eager = step(backbone, backbone, x)
+        compiled = step(torch.compile(backbone, fullgraph=True), backbone, x)
+    for kind in range(2):  # maps, gradients
+        budget = 2**2 * distance(eager[kind], exact[kind])
+        assert distance(compiled[kind], exact[kind]) <= budget
 
 
 @pytest.mark.parametrize("name", THOROUGH)

@@ -20,7 +20,7 @@ FLOORS = (
     ("acmix.modules",),
     ("acmix.digests", "acmix.reading_cost", "acmix.safetensors_files"),
     ("acmix.checkpoint", "acmix.complexity", "acmix.report", "acmix.warm_start"),
-    ("acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
+    ("acmix.analysis", "acmix.deploy", "acmix.dropin", "acmix.detection", "acmix.integrations"),
     ("acmix",),
     ("acmix.info", "acmix.mm"),
     ("acmix.convert",),
@@ -86,6 +86,13 @@ GRAPH = {
 def test_imports_go_down(module):
     upward = {name for name in GRAPH[module] if floor(name) > floor(module)}
     assert not upward
+
+
+def test_the_figure_draws_the_floors_in_their_order():
+    figure = (ROOT / "docs/images/floors.svg").read_text()
+    drawn = [floor(name) for name in re.findall(r"\bacmix[._]\w+", figure)]
+    assert drawn == sorted(drawn, reverse=True)
+    assert len(set(drawn)) >= 10
 
 
 def test_there_is_no_circle():

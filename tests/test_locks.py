@@ -68,10 +68,10 @@ def test_locks_have_what_is_asked_for(name):
 
 
 def test_every_extra_is_in_a_lock():
-    """Those of GPUs are chosen by the user, for the CUDA at hand."""
+    """Those of GPUs are chosen by the user, for the CUDA at hand; `make` installs no demo."""
     project = tomllib.loads((ROOT / "core" / "pyproject.toml").read_text())["project"]
     extras = {extra for wanted, _ in lock.CONTENTS.values() for extra in wanted}
-    assert set(project["optional-dependencies"]) - extras == {"cuda12", "cuda13"}
+    assert set(project["optional-dependencies"]) - extras == {"cuda12", "cuda13", "demo"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from acmix.errors import InputError  # noqa: E402
 from acmix.mm.explain import input_errors_explained  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-DOCS = HERE.parents[1] / "docs"
+IMAGES = HERE.parents[1] / "docs" / "images"
 TABLES = {
     "mix (Table 6)": [mode for mode in LABELS if mode[1] == DEFAULT[1]],
     "shift (Table 7)": [mode for mode in LABELS if mode[0] == DEFAULT[0] and mode[1] != DEFAULT[1]],
@@ -111,7 +111,7 @@ def main() -> None:
     """Draw the files anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results.csv", help="the runs")
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the figures")
+    parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the figures")
     options = parser.parse_args()
     for path in draw_all(collect(read_rows(options.results)), options.out):
         print(path)

@@ -105,6 +105,11 @@ def load_released(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: The file cannot be read, is refused, or holds no weights.
+
+    Examples:
+        >>> torch.save({"state_dict": {"module.fc.weight": torch.zeros(9, 12)}}, "run.pth")
+        >>> {name: tuple(weight.shape) for name, weight in load_released("run.pth").items()}
+        {'fc.weight': (9, 12)}
     """
     return _weights_in(read_checkpoint(path), str(path))
 

@@ -9,6 +9,8 @@ from acmix import convert as conversion
 from acmix import info
 from acmix.errors import InputError
 from acmix.mm import cli
+from acmix.mm.analyze import analyze_model
+from acmix.mm.demo import demo
 from acmix.mm.explain import input_errors_explained
 from acmix.mm.export import export
 from acmix.mm.predict import predict
@@ -40,6 +42,10 @@ COMMANDS = {
     "train": Command("CONFIG", "train a model", cli.train),
     "test": Command("CONFIG CHECKPOINT", "test it", cli.test),
     "predict": Command("CONFIG CHECKPOINT IMAGES", "classes, objects or masks of images", predict),
+    "analyze": Command(
+        "CONFIG CHECKPOINT --out DIR", "what its layers do, as a page", analyze_model
+    ),
+    "demo": Command("CONFIG CHECKPOINT", "a page that takes images, on this machine", demo),
     "export": Command("CONFIG CHECKPOINT OUT", "as a file that runs without acmix", export),
     "convert": Command(
         "IN OUT", "weights of any origin as a clean file", lambda _, argv: conversion.main(argv)
@@ -73,5 +79,5 @@ def main(package: str, argv: Sequence[str] | None = None) -> None:
 def _usage(program: str) -> str:
     lines = [f"usage: {program} COMMAND ..., with --help behind a command for its flags", ""]
     for name, command in COMMANDS.items():
-        lines.append(f"  {name} {command.takes}".ljust(34) + command.does)
+        lines.append(f"  {name} {command.takes}".ljust(40) + command.does)
     return "\n".join(lines)

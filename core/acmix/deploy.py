@@ -35,6 +35,11 @@ def deploy(model: Model, *inputs: Any) -> Model:
 
     Raises:
         InputError: The model has no ACmix layer, or a child of one is no fixed affine map.
+
+    Examples:
+        >>> model = torch.nn.Sequential(ACmix2d(8, 8), torch.nn.BatchNorm2d(8)).eval()
+        >>> deploy(model)[1]
+        Identity()
     """
     model.eval()
     layers = [module for module in model.modules() if isinstance(module, ACmixBase)]
@@ -62,6 +67,12 @@ def fuse_norm(layer: ACmixBase, norm: nn.Module) -> None:
 
     Raises:
         InputError: The pair is none that can be folded; the message says why.
+
+    Examples:
+        >>> layer, norm = ACmix2d(8, 8).eval(), torch.nn.BatchNorm2d(8).eval()
+        >>> fuse_norm(layer, norm)
+        >>> layer.deployed
+        True
     """
     require(isinstance(layer, ACmixBase), "layer", type(layer).__name__, "give an ACmix layer")
     layer.switch_to_deploy(norm)

@@ -61,6 +61,12 @@ def replace_convolutions(
 
     Warns:
         UserWarning: Nothing is left to replace.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, padding=1))
+        >>> print(replace_convolutions(model, copy_weights=False))
+        0 (3×3, 8 -> 16): 1,168 -> 1,850, fresh
+        1 replaced, 0 kept: 1,168 -> 1,850 parameters
     """
     _check_model(model)
     require(where is None or callable(where), "where", where, "give a function of name and module")
@@ -110,6 +116,13 @@ def apply_replacements(model: nn.Module, report: Report | str | os.PathLike[str]
     Raises:
         InputError: A layer of the report is not in the model, or is no convolution of its sizes;
             or the file is no report. The model is as it was.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, padding=1))
+        >>> fresh = copy.deepcopy(model)
+        >>> report = apply_replacements(fresh, replace_convolutions(model))
+        >>> fresh.load_state_dict(model.state_dict())
+        <All keys matched successfully>
     """
     _check_model(model)
     report = report if isinstance(report, Report) else Report.load(report)

@@ -64,6 +64,11 @@ def sliding_window_attention(
     Raises:
         InputError: A shape, a size or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> q, k, v = torch.rand(3, 1, 4, 16, 9, 14).unbind()
+        >>> sliding_window_attention(q, k, v, kernel_size=5, stride=2).shape
+        torch.Size([1, 4, 16, 5, 7])
     """
     check_rank("q", q, "B", "N", "D", "H", "W")
     check_shape("k", k, q.shape)
@@ -109,6 +114,11 @@ def window_attention(
     Raises:
         InputError: A shape or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> q, k, v = torch.rand(3, 8, 2, 49, 16).unbind()
+        >>> window_attention(q, k, v, bias=torch.zeros(2, 49, 49)).shape
+        torch.Size([8, 2, 49, 16])
     """
     check_rank("q", q, "B * nW", "N", "L", "D")
     check_shape("k", k, q.shape)
@@ -158,6 +168,11 @@ def convolution_path(
     Raises:
         InputError: A shape, a size or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> maps = torch.rand(1, 12 * 16, 9, 14)  # q, k and v of four heads
+        >>> convolution_path(maps, torch.rand(9, 12), torch.rand(64, 9, 3, 3)).shape
+        torch.Size([1, 64, 9, 14])
     """
     head_dim = _head_dim(qkv, fc_weight)
     taps = as_number(fc_weight.shape[0])
@@ -209,6 +224,12 @@ def sliding_window_paths(
     Raises:
         InputError: A shape, a size or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> maps, position = torch.rand(1, 12 * 16, 9, 14), torch.rand(16, 9, 14)
+        >>> paths = sliding_window_paths(maps, position, torch.rand(9, 12), torch.rand(64, 9, 3, 3))
+        >>> [tuple(path.shape) for path in paths]
+        [(1, 64, 9, 14), (1, 64, 9, 14)]
     """
     head_dim = _head_dim(qkv, fc_weight)
     maps = as_number(fc_weight.shape[1])
@@ -263,6 +284,11 @@ def neighbourhood_aggregation(
     Raises:
         InputError: A shape, a size, a dtype or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> v, w = torch.rand(1, 16, 9, 14), torch.rand(1, 2, 9, 9, 14)
+        >>> neighbourhood_aggregation(v, w, kernel_size=3).shape
+        torch.Size([1, 16, 9, 14])
     """
     check_rank("v", v, "B", "C", "H", "W")
     _check_window(kernel_size, stride, dilation)
@@ -312,6 +338,10 @@ def neighbourhood_difference(
     Raises:
         InputError: A shape, a size, a dtype or the backend's name is wrong.
         BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> neighbourhood_difference(torch.rand(1, 16, 9, 14), kernel_size=3).shape
+        torch.Size([1, 16, 9, 9, 14])
     """
     check_rank("a", a, "B", "C", "H", "W")
     b = a if b is None else b

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+# Of the widest vectors of floats.
+_LANES = 16
+
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether kernels write their results for maps like ``x``, (B, N, D, H, W), channels last.
@@ -62,3 +65,18 @@ def channels_last(x: Tensor) -> Tensor:
 def computable(x: Tensor) -> Tensor:
     """``x`` in a dtype that the CPU kernels compute in: half precision becomes float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def readable(x: Tensor) -> Tensor:
+    """Maps (B, maps, D, H, W) in a dtype that the CPU kernels read: their own, or bfloat16.
+
+    bfloat16 is widened row by row where the channels of a map are whole vectors in memory, and
+    otherwise in whole, like float16.
+    """
+    is_fast = x.dtype == torch.bfloat16 and x.stride(2) == 1 and x.shape[2] % _LANES == 0
+    return x if is_fast else computable(x)
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums over ``x``: float32 for half precision, else its own."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -71,6 +71,10 @@ class ShiftWindowACmix(ShiftWindowMSA):
             x = _rolled(x, [shift, shift])
         return self.drop(cropped(x, height, width).flatten(1, 2))
 
+    def frame_of_call(self, query: Tensor, hw_shape: tuple[int, int]) -> tuple[int, int, int]:
+        """Height and width of the map, and the pixels by which the layer sees it shifted."""
+        return *hw_shape, int(self._shift(hw_shape, query.device) or 0)
+
     def _shift(self, hw_shape: tuple[int, int], device: torch.device) -> int | Tensor | None:
         """Pixels that a map of this size is shifted by; (1,) if that is for the graph to say."""
         if self.shift_size == 0 or self.pad_small_map:

@@ -6,6 +6,7 @@
 // which AddressSanitizer must agree: allocator_may_return_null=1).
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <thread>
 #include <vector>
@@ -218,6 +219,51 @@ bool paths_agree(const Shape& s, bool last, int threads) {
     return true;
 }
 
+// Maps of bfloat16 of the same sizes as those of floats, rounded towards zero.
+struct Halves : Tensor<uint16_t> {
+    explicit Halves(const Tensor<float>& x) : Tensor<uint16_t>({0, 0, 0, 0, 0}, false, 0) {
+        data.resize(x.data.size());
+        for (size_t i = 0; i < data.size(); i++) {
+            uint32_t bits;
+            std::memcpy(&bits, &x.data[i], sizeof(bits));
+            data[i] = static_cast<uint16_t>(bits >> 16);
+        }
+        map = x.map;
+        map.data = data.data(), map.type = acmix::kBFloat16;
+    }
+};
+
+// By one thread, or by several: both paths of maps of bfloat16.
+bool halves_agree(const Shape& s, bool last, int threads) {
+    std::vector<int64_t> in{s.batch, s.heads, s.depth, s.height, s.width};
+    std::vector<int64_t> out{s.batch, s.heads, s.depth, s.out_h(), s.out_w()};
+    const Halves q(Tensor<float>(in, last, 1)), k(Tensor<float>(in, last, 2));
+    const Halves maps(Pixels<float>(s.batch, s.heads, s.depth, s.height, s.width, false, 3));
+    const Tensor<float> kernels({2, s.heads, 3, 3, s.depth}, false, 4);
+    std::vector<uint16_t> first;
+    for (int many : {1, threads}) {
+        Halves y(Tensor<float>(out, last, 5));
+        Halves convolved(Pixels<float>(s.batch, 2, s.depth, s.out_h(), s.out_w(), true, 6));
+        Tensor<float> lse({s.batch, s.heads, 1, s.out_h(), s.out_w()}, false, 7);
+        acmix::Attention attention{window_of<float>(s, many)};
+        attention.q = q.map, attention.k = k.map, attention.v = k.map;
+        attention.out = y.map, attention.lse = lse.map;
+        acmix::Convolution convolution{};
+        convolution.type = acmix::kFloat, convolution.threads = many;
+        convolution.batch = s.batch, convolution.maps = s.heads, convolution.depth = s.depth;
+        convolution.outs = 2, convolution.height = s.height, convolution.width = s.width;
+        convolution.kernel = 3, convolution.stride = s.stride, convolution.band = 2;
+        convolution.kernels = kernels.data.data();
+        convolution.input = maps.map, convolution.out = convolved.map;
+        if (acmix_paths(&attention, &convolution, 0) != 0) std::abort();
+        std::vector<uint16_t> all;
+        append<uint16_t>(all, {&y, &convolved});
+        if (many == 1 && first.empty()) first = all;
+        if (first != all) return false;
+    }
+    return true;
+}
+
 // By one thread, or by several.
 template <typename T>
 bool foldings_agree(const Shape& s, int threads) {
@@ -268,6 +314,7 @@ int main(int, char** argv) {
                 failed[caller] += !convolutions_agree<double>(shape, last, threads);
                 failed[caller] += !paths_agree<float>(shape, last, threads);
                 failed[caller] += !paths_agree<double>(shape, last, threads);
+                failed[caller] += !halves_agree(shape, last, threads);
             }
             failed[caller] += !foldings_agree<float>(shape, threads);
             failed[caller] += !foldings_agree<double>(shape, threads);

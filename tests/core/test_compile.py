@@ -6,6 +6,7 @@ import torch
 import operators
 from acmix import ACmix2d
 from layers import LAYERS, randomised
+from operator_contract import needs_kernels
 from operators import Case, stored
 
 LAYOUTS = ("contiguous", "channels_last")
@@ -40,6 +41,36 @@ def compile_layer(layer, inputs, layout):
     leaf = stored(x.double(), layout).detach().requires_grad_()
     layer = layer.double()
     assert_compiles(lambda x: layer(x, *others), [leaf], list(layer.parameters()))
+
+
+def operators_of(function, *inputs, **options):
+    """Names of our operators in the graph that Dynamo writes down."""
+    names = set()
+
+    def read(graph_module, _):
+        targets = (str(node.target) for node in graph_module.graph.nodes)
+        names.update(target for target in targets if target.startswith("acmix."))
+        return graph_module
+
+    torch.compile(function, fullgraph=True, backend=read, **options)(*inputs)
+    return names
+
+
+@needs_kernels
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "WindowAttention"])
+def test_compiled_calls_take_the_kernels(name, dynamic):
+    kind, case = getattr(operators, name)(), Case((9, 7), 3, stride=2, heads=2, depth=8)
+    (used,) = operators_of(kind.on(case, None), *kind.inputs(case), dynamic=dynamic)
+    assert used == f"acmix.{name.lower()}.default"
+
+
+def test_compiled_transforms_take_plain_operators():
+    layer = ACmix2d(4, 4, kernel_att=3)
+    gradient = torch.func.grad(lambda x: layer(x).square().sum())
+    x = torch.randn(1, 4, 6, 5)
+    assert operators_of(gradient, x) == set()
+    torch.testing.assert_close(torch.compile(gradient, backend="eager")(x), gradient(x))
 
 
 def test_acmix2d_compiles():

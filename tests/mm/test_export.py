@@ -82,7 +82,7 @@ def onnx_files(checkpoints, tmp_path_factory):
 @pytest.mark.slow
 def test_the_page_shows_how_an_onnx_file_is_used(onnx_files, tmp_path):
     page = (ROOT / "docs" / "your-network" / "export.md").read_text()
-    (snippet,) = re.findall(r"```python model.onnx\n(.*?)```", page, re.DOTALL)
+    (snippet,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     (tmp_path / "model.onnx").symlink_to(onnx_files / "swin.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")

@@ -32,7 +32,9 @@ def test_training_step_compiles(name):
     torch._dynamo.reset()
     # In evaluation, as statistics of a batch would be updated twice.
     network, x = build_network(name).double(), images(64).double()
-    out, grads = step(network, torch.compile(network), x)
+    # A plain YOLO11n ends in an InductorError of torch 2.14 where sizes may be open.
+    compiled = torch.compile(network, dynamic=False if name == "yolo11n" else None)
+    out, grads = step(network, compiled, x)
     expected, expected_grads = step(network, network, x)
     assert (out - expected).abs().max() <= 1e-9 * expected.abs().max()
     scale = max(grad.abs().max() for grad in expected_grads)

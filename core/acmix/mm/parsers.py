@@ -107,8 +107,43 @@ def predict_parser() -> argparse.ArgumentParser:
         "--topk", type=int, default=5, help="classes or objects of an image (default: 5)"
     )
     parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; a GPU by default where there is one")
+    _add_device(parser)
     return parser
+
+
+def analyze_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/analyze.py``."""
+    parser = _config_parser("Show what the layers of a trained model do")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument(
+        "--out", required=True, help="folder for report.html, figures and analysis.json"
+    )
+    parser.add_argument(
+        "--image", nargs="+", help="images, folders or patterns; the config's test set by default"
+    )
+    parser.add_argument(
+        "--query",
+        nargs="+",
+        help="pixels whose attention is shown, as row,column in shares of the image: 0.5,0.5",
+    )
+    parser.add_argument(
+        "--layers", nargs="+", help="layers that are shown; the last one of every stage by default"
+    )
+    _add_device(parser)
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """Flags of ``tools/demo.py``."""
+    parser = _config_parser("Show on a page of this machine what a model sees in an image")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument("--port", type=int, help="port; the first free one from 7860 by default")
+    _add_device(parser)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; a GPU by default where there is one")
 
 
 def _config_parser(description: str) -> argparse.ArgumentParser:

@@ -42,10 +42,10 @@ def predict(project: Path, argv: Sequence[str] | None = None) -> list[Record]:
         if value < 1:
             raise InputError(f"{name} {value}: give a positive number")
     images = find_images(args.images)
-    device = _device(args.device)
+    device = find_device(args.device)
     out = None if args.out_dir is None else Path(args.out_dir)
     if out is not None:
-        _make_folder(out)
+        make_folder("--out-dir", out)
     cfg = read_config(project, args)
     model, classes = load_model(cfg, args.checkpoint)
     reasons = {path: reason for path in images if (reason := reason_against(path)) is not None}
@@ -95,13 +95,18 @@ def find_images(arguments: Sequence[str]) -> dict[Path, str]:
     return names
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(flag: str, out: Path) -> None:
+    """Make the folder that a flag names.
+
+    Raises:
+        InputError: It can't be made or written to.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out-dir {out}: {error.strerror}; give another folder") from error
+        raise InputError(f"{flag} {out}: {error.strerror}; give another folder") from error
     if not os.access(out, os.W_OK | os.X_OK):
-        raise InputError(f"--out-dir {out}: it can't be written to; give another folder")
+        raise InputError(f"{flag} {out}: it can't be written to; give another folder")
 
 
 def _free(name: Path, taken: set[str]) -> str:
@@ -113,7 +118,12 @@ def _free(name: Path, taken: set[str]) -> str:
     return found.as_posix()
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """The device of ``--device``, or a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -68,7 +68,7 @@ class Predictor:
         self.model: Any = model.to(device).eval()
         self.topk = topk
         self._classes = classes or _known_classes(cfg)
-        self._pipeline = Compose(_steps(cfg))
+        self._pipeline = image_pipeline(cfg)
         kind = _VISUALIZERS[cfg.get("default_scope", "mmpretrain")]
         self._visualizer = VISUALIZERS.build(dict(type=kind, name=f"predictions of {id(self)}"))
         rows = np.random.default_rng(0).integers(0, 256, (len(self._classes), 3)).tolist()
@@ -132,6 +132,11 @@ def _known_classes(cfg: Config) -> Sequence[str]:
         kind = registry.get(dataset["type"])
     meta = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
     return meta.get("classes") or ()
+
+
+def image_pipeline(cfg: Config) -> Compose:
+    """The test pipeline for image files: from ``img_path`` and ``img_id`` to the model's input."""
+    return Compose(_steps(cfg))
 
 
 def _steps(cfg: Config) -> list[dict]:

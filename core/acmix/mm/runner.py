@@ -25,6 +25,7 @@ from acmix.mm.launch import LaunchRecord, launcher
 from acmix.mm.loaders import repeatable
 from acmix.mm.plain import PlainCheckpointHook
 from acmix.mm.process_state import process_state, unwrapped
+from acmix.mm.rates import RatesHook
 from acmix.mm.read import read_anywhere
 from acmix.mm.resume_hook import ResumeHook
 from acmix.mm.saved_settings import fit_optimizer, fit_schedulers
@@ -57,7 +58,8 @@ class ACmixRunner(Runner):
         self.resumed_state: dict | None = None
         self.loaded_classes: tuple[str, ...] | None = None
         super().__init__(*args, **kwargs)
-        for hook in (ClassesHook(), FiniteHook(), ResumeHook(), PlainCheckpointHook()):
+        hooks = ClassesHook(), FiniteHook(), RatesHook(), ResumeHook(), PlainCheckpointHook()
+        for hook in hooks:
             self.register_hook(hook)
 
     def train(self) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from acmix.errors import CheckpointError
+from acmix.errors import CheckpointError, InputError
 from acmix.mm.conversion import BACKBONE, Conversion, of_backbone
 from acmix.mm.open_head import open_heads
 
@@ -94,6 +94,11 @@ def converted(
     """
     backbone: Any = getattr(model, "backbone", model)
     heads = [] if backbone is model else [n for n in model.state_dict() if not _is_body(n)]
+    if not hasattr(backbone, "convert_state_dict"):
+        raise InputError(
+            f"model.backbone.type={type(backbone).__name__}: it has no ACmix layer and its weights "
+            "can't be loaded here; take one of acmix's backbones, or a subclass of ACmixBackbone"
+        )
     placed = {name: state_dict[name] for name in heads if name in state_dict}
     conversion = backbone.convert_state_dict(
         {name: weight for name, weight in state_dict.items() if name not in placed}

@@ -41,7 +41,7 @@ class ACmix2d(ACmixBase):
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
 
-    Example:
+    Examples:
         >>> layer = ACmix2d(64, 64, stride=2)
         >>> layer(torch.rand(1, 64, 33, 57)).shape
         torch.Size([1, 64, 17, 29])
@@ -139,7 +139,7 @@ class ACmix2d(ACmixBase):
         super()._fold()
         del self.conv1, self.conv2, self.conv3
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def multiply_adds_by_part(self, height: int, width: int) -> dict[str, int]:
         """Multiply-adds for one map of this input size (paper Table 1, and the position term).
 
         Per window pixel and channel: one for q . k, one for the weighted value, and one for the two
@@ -147,11 +147,13 @@ class ACmix2d(ACmixBase):
         """
         pixels = height * width
         out_pixels = math.prod(output_size((height, width), self.stride))
-        total = 3 * self.in_channels * self.dim * pixels
-        if self.has_attention:
-            total += 2 * self.head_dim * pixels
-            total += 3 * self.kernel_att**2 * self.dim * out_pixels
-        return total + self.convolution_multiply_adds(pixels, out_pixels)
+        position = 2 * self.head_dim * pixels
+        window = 3 * self.kernel_att**2 * self.dim * out_pixels
+        return {
+            "projections": 3 * self.in_channels * self.dim * pixels,
+            "attention": position + window if self.has_attention else 0,
+            "convolution": self.convolution_multiply_adds(pixels, out_pixels),
+        }
 
     @classmethod
     def parameter_names(cls) -> tuple[str, ...]:

@@ -237,8 +237,15 @@ class ACmixBase(Deployable):
             "use torch.jit.trace or torch.export"
         )
 
-    def multiply_adds(self, height: int, width: int) -> int:
-        """Multiply-adds for one map of this input size (paper Table 1)."""
+    def multiply_adds(self, *size: int) -> int:
+        """Multiply-adds for one map of a size that ``call_size`` gives (paper Table 1)."""
+        return sum(self.multiply_adds_by_part(*size).values())
+
+    def multiply_adds_by_part(self, height: int, width: int) -> dict[str, int]:
+        """The same apart: ``projections``, ``attention`` and ``convolution``.
+
+        What one path alone needs, such as the projection of an attention's output, is its own.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -246,10 +253,25 @@ class ACmixBase(Deployable):
         """Arguments of ``multiply_adds`` for a call of the layer with ``args``."""
         raise NotImplementedError
 
+    @staticmethod
+    def as_maps(x: Tensor, *size: int) -> Tensor:
+        """What is laid out as the layer's output, as (B, C, H, W), without extra tokens.
+
+        Args:
+            x: An output, or projections before it.
+            *size: Of ``x``, as ``call_size`` gives it.
+        """
+        return x
+
     def count_call(self, *args: Any, **kwargs: Any) -> int:
         """Multiply-adds of a call of the layer, for all maps of the batch."""
+        return sum(self.count_call_by_part(*args, **kwargs).values())
+
+    def count_call_by_part(self, *args: Any, **kwargs: Any) -> dict[str, int]:
+        """The same by the parts of ``multiply_adds_by_part``."""
         x = args[0] if args else kwargs["x"]
-        return len(x) * self.multiply_adds(*map(int, self.call_size(*args, **kwargs)))
+        parts = self.multiply_adds_by_part(*map(int, self.call_size(*args, **kwargs)))
+        return {name: len(x) * count for name, count in parts.items()}
 
     def convolution_multiply_adds(self, pixels: int, out_pixels: int) -> int:
         """Multiply-adds of the convolution path: 3 k_c² C a pixel and k_c⁴ C an output pixel."""

@@ -65,6 +65,11 @@ class VectorACmix(ACmixBase):
 
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
+
+    Examples:
+        >>> layer = VectorACmix(64, 64, attention="pairwise")
+        >>> layer(torch.rand(1, 64, 9, 14)).shape
+        torch.Size([1, 64, 9, 14])
     """
 
     takes_norm = True
@@ -207,17 +212,19 @@ class VectorACmix(ACmixBase):
         if is_plain(conv, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d) and has_statistics(norm):
             self.conv_w[2], self.conv_w[3] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def multiply_adds_by_part(self, height: int, width: int) -> dict[str, int]:
         """Multiply-adds for one map of this input size."""
-        relation, window = self.head_dim, self.kernel_att**2
-        pixel = self.in_channels * (2 * relation + self.dim)
-        if hasattr(self, "conv_p"):
-            pixel += self.conv_p.weight.numel()
+        pixels, window, attention = height * width, self.kernel_att**2, 0
         if self.has_attention:
             products = sum(m.weight.numel() for m in self.conv_w if isinstance(m, nn.Conv2d))
             evaluations = 1 if self.attention == "patchwise" else window
-            pixel += evaluations * products + window * self.dim
-        return height * width * pixel + self.convolution_multiply_adds(*[height * width] * 2)
+            position = self.conv_p.weight.numel() if self.attention == "pairwise" else 0
+            attention = position + evaluations * products + window * self.dim
+        return {
+            "projections": self.in_channels * (2 * self.head_dim + self.dim) * pixels,
+            "attention": attention * pixels,
+            "convolution": self.convolution_multiply_adds(pixels, pixels),
+        }
 
     @staticmethod
     def call_size(x: Tensor) -> tuple[int, int]:

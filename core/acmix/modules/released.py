@@ -32,6 +32,10 @@ class ACmix(ACmix2d):
 
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
+
+    Examples:
+        >>> ACmix(64, 128, 7, 4, 3, 2)(torch.rand(1, 64, 33, 57)).shape
+        torch.Size([1, 128, 17, 29])
     """
 
     def __init__(

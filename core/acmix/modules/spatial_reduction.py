@@ -1,5 +1,7 @@
 """ACmix with global attention over spatially reduced keys and values (PVT)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +42,11 @@ class GlobalACmix(ACmixBase):
 
     Raises:
         InputError: An argument, or the shape of the input, is wrong.
+
+    Examples:
+        >>> layer = GlobalACmix(64, num_heads=2, sr_ratio=2)
+        >>> layer(torch.rand(1, 1 + 14 * 14, 64), (14, 14)).shape  # a class token, then the pixels
+        torch.Size([1, 197, 64])
     """
 
     def __init__(
@@ -147,18 +154,30 @@ class GlobalACmix(ACmixBase):
         if self.has_attention:
             self._fold_alpha(self.proj)
 
-    def multiply_adds(self, height: int, width: int, extra: int = 0) -> int:
+    def multiply_adds_by_part(self, height: int, width: int, extra: int = 0) -> dict[str, int]:
         """Multiply-adds for one map of this input size and T extra tokens."""
         tokens = extra + height * width
-        reduced = (max(height // self.sr_ratio, 1), max(width // self.sr_ratio, 1))
-        pixels = reduced[0] * reduced[1]
+        pixels = math.prod(self.key_size(height, width))
         keys = extra + pixels
-        total = self.dim**2 * (tokens + 2 * keys)
+        projections = self.dim**2 * (tokens + 2 * keys)
         if self.sr_ratio > 1:
-            total += self.sr_ratio**2 * self.dim**2 * pixels
-        if self.has_attention:
-            total += self.dim**2 * tokens + 2 * tokens * keys * self.dim
-        return total + self.convolution_multiply_adds(height * width, height * width)
+            projections += self.sr_ratio**2 * self.dim**2 * pixels
+        attention = self.dim**2 * tokens + 2 * tokens * keys * self.dim
+        return {
+            "projections": projections,
+            "attention": attention if self.has_attention else 0,
+            "convolution": self.convolution_multiply_adds(height * width, height * width),
+        }
+
+    def key_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of the map of keys and values for a map of queries of this size."""
+        return max(height // self.sr_ratio, 1), max(width // self.sr_ratio, 1)
+
+    @staticmethod
+    def as_maps(x: Tensor, *size: int) -> Tensor:
+        """(B, T + H * W, C) as (B, C, H, W)."""
+        height, width, extra = size
+        return x[:, extra:].transpose(1, 2).unflatten(2, (height, width))
 
     @staticmethod
     def call_size(x: Tensor, hw_shape: tuple[int, int]) -> tuple[int, int, int]:

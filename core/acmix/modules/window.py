@@ -39,6 +39,11 @@ class WindowACmix(ACmixBase):
 
     Raises:
         InputError: An argument, or the shape of the input or the mask, is wrong.
+
+    Examples:
+        >>> layer = WindowACmix(96, window_size=7, num_heads=3)
+        >>> layer(torch.rand(2, 30, 41, 96)).shape
+        torch.Size([2, 30, 41, 96])
     """
 
     def __init__(
@@ -156,19 +161,26 @@ class WindowACmix(ACmixBase):
         if self.has_attention:
             self._fold_alpha(self.proj)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def multiply_adds_by_part(self, height: int, width: int) -> dict[str, int]:
         """Multiply-adds for one map of this input size, padded to windows (paper Table 1)."""
         win_h, win_w = self.window_size
         pixels = (height + -height % win_h) * (width + -width % win_w)
-        total = 3 * self.dim**2 * pixels
-        if self.has_attention:
-            total += (self.dim**2 + 2 * win_h * win_w * self.dim) * pixels
-        return total + self.convolution_multiply_adds(pixels, pixels)
+        attention = (self.dim**2 + 2 * win_h * win_w * self.dim) * pixels
+        return {
+            "projections": 3 * self.dim**2 * pixels,
+            "attention": attention if self.has_attention else 0,
+            "convolution": self.convolution_multiply_adds(pixels, pixels),
+        }
 
     @staticmethod
     def call_size(x: Tensor, mask: Tensor | None = None) -> tuple[int, int]:
         """Arguments of ``multiply_adds`` for a call."""
         return x.shape[1], x.shape[2]
+
+    @staticmethod
+    def as_maps(x: Tensor, *size: int) -> Tensor:
+        """(B, H, W, C) as (B, C, H, W)."""
+        return x.permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from acmix.geometry import output_size
-from acmix.layout import empty_map
+from acmix.layout import empty_map, sum_dtype
 from acmix.ops.registration import WINDOW, Shape, define
 
 
@@ -30,8 +29,7 @@ def sliding_window_attention(
 
 def empty_lse(q: Tensor, size: Sequence[int]) -> Tensor:
     """New log-sum-exp of the logits, (B, N, *size), in the dtype that sums are kept in."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty((q.shape[0], q.shape[1], *size), dtype=dtype)
+    return q.new_empty((q.shape[0], q.shape[1], *size), dtype=sum_dtype(q))
 
 
 def _fake(q, k, v, kernel_size, stride, dilation):

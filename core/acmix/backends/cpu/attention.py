@@ -7,7 +7,7 @@ from torch import Tensor
 from acmix import ops
 from acmix.backends.cpu import library
 from acmix.geometry import can_reflect, output_size, usable_window
-from acmix.layout import computable, empty_map
+from acmix.layout import computable, empty_map, readable
 from acmix.ops.attention import empty_lse, sliding_window_attention
 from acmix.ops.registration import kernel
 
@@ -18,7 +18,9 @@ __all__ = ["attend", "attend_backward", "sliding_window_attention"]
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
-    maps = [computable(x) for x in (q, k, v)]
+    maps = [readable(x) for x in (q, k, v)]
+    if len({x.dtype for x in maps}) > 1:
+        maps = [computable(x) for x in maps]
     out, lse, call = attend(maps, None, (kernel_size, stride, dilation), like=q)
     library.load().run("attention", *call)
     return out.to(q.dtype), lse
@@ -53,7 +55,7 @@ def attend(
     window: tuple[int, int, int],
     like: Tensor,
 ) -> tuple[Tensor, Tensor, library.Call]:
-    """Results and call of the attention of maps in the kernels' own dtype.
+    """Results and call of the attention of maps in a dtype that the kernels read.
 
     Args:
         maps: Queries, keys and values, each (B, N, D, H, W).

@@ -12,7 +12,7 @@ from acmix import ops
 from acmix.backends.cpu import library
 from acmix.backends.folding import MAX_FOLDED_MAPS, is_folded
 from acmix.geometry import output_size
-from acmix.layout import channels_last, computable, in_format_of, new_map
+from acmix.layout import channels_last, computable, in_format_of, new_map, readable, sum_dtype
 from acmix.ops.convolution import convolution_path
 from acmix.ops.registration import kernel
 
@@ -25,7 +25,7 @@ _VECTOR_BYTES = 64
 
 @kernel(ops.convolution, "CPU")
 def _forward(maps: Tensor, layer: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    out, call = convolve(channels_last(computable(maps)), layer, kernels, stride)
+    out, call = convolve(readable(channels_last(maps)), layer, kernels, stride)
     library.load().run("convolution", *call)
     return in_format_of(maps, out)
 
@@ -57,7 +57,8 @@ def convolve(
     out = x.new_empty((batch, *size, kernels.shape[0]))
     row = stride * weights.shape[1] * (width + kernels.shape[-1])
     # Enough units for all threads; the result does not depend on them.
-    share = size[0] * batch * depth * x.itemsize // (2 * torch.get_num_threads() * _VECTOR_BYTES)
+    vectors = size[0] * batch * depth * sum_dtype(x).itemsize // _VECTOR_BYTES
+    share = vectors // (2 * torch.get_num_threads())
     band = _even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share))
     tensors = dict(
         input=x,
@@ -116,15 +117,16 @@ def _weights(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | No
     Returns:
         (taps, maps) or ``None``, and (N, maps, k, k, D): neighbouring channels are vector lanes.
     """
+    dtype = sum_dtype(x)
     if is_folded(fc_weight) or x.shape[1] > MAX_FOLDED_MAPS:
-        weights = kernels.to(x.dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0)
-        layer = None if is_folded(fc_weight) else _contiguous(fc_weight, x.dtype)
+        weights = kernels.to(dtype).unflatten(0, (x.shape[2], -1)).permute(1, 2, 3, 4, 0)
+        layer = None if is_folded(fc_weight) else _contiguous(fc_weight, dtype)
         return layer, weights.contiguous()
     outs, side = kernels.shape[0] // x.shape[2], kernels.shape[-1]
-    folded = x.new_empty((outs, fc_weight.shape[1], side, side, x.shape[2]))
+    folded = x.new_empty((outs, fc_weight.shape[1], side, side, x.shape[2]), dtype=dtype)
     tensors = dict(
-        layer=_contiguous(fc_weight, x.dtype),
-        kernels=_contiguous(kernels, x.dtype),
+        layer=_contiguous(fc_weight, dtype),
+        kernels=_contiguous(kernels, dtype),
         folded=folded,
     )
     library.load().run("folding", _folding(folded.shape, fc_weight), tensors)

@@ -20,16 +20,16 @@ from torch import Tensor
 from acmix.backends.cpu import build, cache
 
 ISAS = ("baseline", "avx2", "avx512")
-ABI_VERSION = 3
+ABI_VERSION = 4
 
-_TYPES = {torch.float32: 0, torch.float64: 1}
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _lock = threading.Lock()
 _logger = logging.getLogger("acmix")
 
 
-# A tensor of five axes, or nothing: its address and its strides.
-_MAP = "P5q"
-_ABSENT = (0,) * 6
+# A tensor of five axes, or nothing: its address, its type and its strides.
+_MAP = "P6q"
+_ABSENT = (0,) * 7
 
 
 class Layout:
@@ -61,7 +61,7 @@ class Layout:
             if not isinstance(value, Tensor):
                 packed += _ABSENT if kind is _MAP else (value or 0,)
             elif kind is _MAP:
-                packed += (value.data_ptr(), *value.stride())
+                packed += (value.data_ptr(), _TYPES[value.dtype], *value.stride())
             else:
                 packed.append(value.data_ptr())
         unknown = values.keys() - self._names
@@ -193,7 +193,9 @@ class Library:
         isa: str | None = None,
     ) -> None:
         threads, isa = threads or torch.get_num_threads(), isa or self.isa
-        (dtype,) = {x.dtype for _, xs in calls.values() for x in xs.values() if x is not None}
+        dtypes = {x.dtype for _, xs in calls.values() for x in xs.values() if x is not None}
+        # Maps of bfloat16 are computed in float32, of which there is the log-sum-exp or a weight.
+        (dtype,) = dtypes - {torch.bfloat16}
         common = {"type": _TYPES[dtype], "threads": threads}
         structs = [
             STRUCTS[operator].pack({**settings, **tensors, **common})

@@ -6,7 +6,15 @@ from acmix import ops
 from acmix.backends.cpu import library
 from acmix.backends.cpu.attention import attend, attend_backward
 from acmix.backends.cpu.convolution import convolve, convolve_backward
-from acmix.layout import channels_last, computable, in_format_of, maps_of, new_map
+from acmix.layout import (
+    channels_last,
+    computable,
+    in_format_of,
+    maps_of,
+    new_map,
+    readable,
+    sum_dtype,
+)
 from acmix.ops.paths import sliding_window_paths
 from acmix.ops.registration import kernel
 
@@ -24,7 +32,8 @@ def _forward(
     stride: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    like, maps = maps_of(qkv, heads), _packed(qkv, heads)
+    like = maps_of(qkv, heads)
+    maps = readable(channels_last(like))
     attention, lse, attending = attend(
         maps.unflatten(1, (3, heads)).unbind(1),
         _position_of_keys(position, maps, heads),
@@ -52,7 +61,7 @@ def _backward(
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both paths sum up in one gradient of the projections."""
-    maps = _packed(qkv, heads)
+    maps = channels_last(computable(maps_of(qkv, heads)))
     # Queries between the strides have no gradient.
     dmaps = new_map(maps.new_zeros if stride > 1 else maps.new_empty, maps.shape)
     grads = dmaps.unflatten(1, (3, heads)).unbind(1)
@@ -73,12 +82,7 @@ def _backward(
     return in_format_of(maps_of(qkv, heads), dmaps.flatten(1, 2)), dposition, *weights
 
 
-def _packed(qkv: Tensor, heads: int) -> Tensor:
-    """All maps, (B, 3N, D, H, W), channels last and in the kernels' dtype."""
-    return channels_last(computable(maps_of(qkv, heads)))
-
-
 def _position_of_keys(position: Tensor, maps: Tensor, heads: int) -> Tensor:
     """(D, H, W) in the shape of the keys."""
     shape = (len(maps), heads, *maps.shape[2:])
-    return position.to(maps.dtype).expand(shape)
+    return position.to(sum_dtype(maps)).expand(shape)

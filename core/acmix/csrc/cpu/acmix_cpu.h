@@ -9,14 +9,17 @@
 namespace acmix {
 
 // To be raised with every change of this file.
-constexpr int kAbiVersion = 3;
+constexpr int kAbiVersion = 4;
 
-enum Type : int32_t { kFloat = 0, kDouble = 1 };
+// kBFloat16 is a type of maps alone, in a call of floats: they are widened as they are read, and
+// rounded to the nearest as they are written.
+enum Type : int32_t { kFloat = 0, kDouble = 1, kBFloat16 = 2 };
 
 // A tensor seen as (batch, head, channel, row, column); strides count elements. Without data:
 // absent.
 struct Map {
     void* data;
+    int64_t type;
     int64_t stride[5];
 };
 

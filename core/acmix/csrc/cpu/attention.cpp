@@ -47,8 +47,7 @@ struct AttentionUnit {
         int64_t depth = p.window.depth, row_size = depth * p.key_pitch;
         Lanes minus = unit.key_lanes(map, position.table);
         unit.load_keys(to, call.k, lanes, first, rows, [&](T* row, int64_t y) {
-            load_row(position.row, p.key_pitch, depth, data_of<T>(map) + y * map.stride[3],
-                     map.stride[2], minus, T(1));
+            load_row(position.row, p.key_pitch, depth, map, y * map.stride[3], minus, T(1));
             for (int64_t i = 0; i < row_size; i += L) {
                 S::store(row + i, S::load(row + i) - S::load(position.row + i));
             }

@@ -22,6 +22,7 @@
 // run at 50 G multiply-adds/s a core.
 
 #include "dispatch.h"
+#include "elements.h"
 #include "scratch.h"
 #include "stencil.h"
 
@@ -66,21 +67,25 @@ struct ConvolutionUnit {
         lanes = min_of(L, call.depth - d0);
     }
 
-    static T* data(const Map& map) { return static_cast<T*>(map.data); }
+    // Where a row of this unit's image and channels begins in a map.
+    int64_t row_at(const Map& map, int64_t row) const {
+        return image * map.stride[0] + d0 * map.stride[2] + row * map.stride[3];
+    }
     T* plane(const Map& map, int64_t row) const {
-        return data(map) + image * map.stride[0] + d0 * map.stride[2] + row * map.stride[3];
+        return static_cast<T*>(map.data) + row_at(map, row);
     }
 
     // Lanes of one pixel from memory; lanes beyond the channels are zero.
-    void copy_pixel(T* to, const T* from) const {
-        if (lanes == L) return S::store(to, S::load(from));
+    template <typename E>
+    void copy_pixel(T* to, const E* from) const {
+        if (lanes == L) return S::store(to, load_vector(from));
         S::store(to, typename S::V{});
-        for (int64_t i = 0; i < lanes; i++) to[i] = from[i];
+        for (int64_t i = 0; i < lanes; i++) to[i] = load_one(from + i);
     }
 
     // Maps of one row of the image, and that of ones.
-    void copy_row(T* to, int64_t y) const {
-        const T* from = plane(call.input, y);
+    template <typename E>
+    void copy_row(T* to, const E* from) const {
         for (int64_t x = 0; x < call.width; x++, from += call.input.stride[4]) {
             for (int64_t m = 0; m < call.maps; m++, to += L) {
                 copy_pixel(to, from + m * call.input.stride[1]);
@@ -101,13 +106,12 @@ struct ConvolutionUnit {
             int64_t margin = pad * features.pixel_size;
             memset(to, 0, margin * sizeof(T));
             memset(to + features.row_size - margin, 0, margin * sizeof(T));
-            if (call.taps == 0) {
-                copy_row(to + margin, y);
-                continue;
-            }
             T* row = keep ? raws + r * raw.row_size : raws;
-            copy_row(row, y);
-            stencil(row, raw, row_pixels, 1, layer, call.taps, Planar<T>{to + margin, L, L});
+            if (call.taps == 0) row = to + margin;
+            with_elements<T>(
+                call.input, [&](const auto* data) { copy_row(row, data + row_at(call.input, y)); });
+            if (call.taps > 0)
+                stencil(row, raw, row_pixels, 1, layer, call.taps, Planar<T>{to + margin, L, L});
         }
     }
 
@@ -194,8 +198,10 @@ struct ConvolutionUnit {
         load_features(f, raws, false, layer, row, y0 * call.stride - pad, loaded);
         pack(weights, call.outs, inputs, area, false,
              [&](int64_t n, int64_t i, int64_t tap) { return kernel_at(n, i, tap); });
-        stencil(f, features, all, call.kernel, weights, call.outs,
-                Interleaved<T>{plane(call.out, y0), call.out.stride[2], lanes});
+        with_elements<T>(call.out, [&](auto* data) {
+            stencil(f, features, all, call.kernel, weights, call.outs,
+                    interleaved<T>(data + row_at(call.out, y0), call.out.stride[2], lanes));
+        });
     }
 
     void backward(Arena& arena) const {

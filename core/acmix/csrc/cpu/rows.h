@@ -4,7 +4,7 @@
 // is a table, in which borders, memory formats, strides and interleaved heads end.
 #pragma once
 
-#include "vectors.h"
+#include "elements.h"
 
 namespace acmix {
 namespace {
@@ -110,7 +110,13 @@ Lanes find_runs(int64_t* table, int64_t count) {
     return lanes;
 }
 
-// to[i] = scale * from[i] for i < n: whole vectors, the last of which may overlap the one before.
+// to[i] = scale * from[i] for i < n where memory has another type than scratch.
+template <typename T, int N, typename To, typename From>
+INLINE void scaled_copy(To* to, const From* from, int64_t n, T scale) {
+    for (int64_t i = 0; i < n; i++) store_one(to + i, load_one(from + i) * scale);
+}
+
+// The same in whole vectors, the last of which may overlap the one before.
 template <typename T, int N>
 INLINE void scaled_copy(T* to, const T* from, int64_t n, T scale) {
     if constexpr (N <= 1) {
@@ -154,9 +160,9 @@ INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
 }
 
 // dst[d * pitch + lane] = scale * src[lane offset + d * stride]
-template <typename T>
-void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride,
-              const Lanes& lanes, T scale, int64_t next_row = 0) {
+template <typename T, typename E>
+void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t stride,
+                 const Lanes& lanes, T scale, int64_t next_row) {
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
@@ -166,7 +172,7 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride
                 typename S::V rows[L];
                 for (int i = 0; i < L; i++) {
                     int64_t offset = lanes.offset[lane + i];
-                    rows[i] = offset < 0 ? typename S::V{} : S::load(src + offset + d);
+                    rows[i] = offset < 0 ? typename S::V{} : load_vector(src + offset + d);
                     // The stride of pixels is too long for the hardware to see the next row come.
                     if (offset >= 0) __builtin_prefetch(src + offset + d + next_row);
                 }
@@ -176,21 +182,22 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride
         }
     }
 #if defined(__AVX512F__)
-    if (d == 0 && lanes.pieces != nullptr) {
-        auto* pieces = static_cast<const Pieces*>(lanes.pieces);
-        for (int64_t i = 0; i < lanes.count / L; i++) {
-            if (pieces[i].used != 0) {
-                load_pieces(dst + i * L, pitch, depth, src, stride, pieces[i], scale);
-                continue;
+    if constexpr (sizeof(E) == sizeof(T))
+        if (d == 0 && lanes.pieces != nullptr) {
+            auto* pieces = static_cast<const Pieces*>(lanes.pieces);
+            for (int64_t i = 0; i < lanes.count / L; i++) {
+                if (pieces[i].used != 0) {
+                    load_pieces(dst + i * L, pitch, depth, src, stride, pieces[i], scale);
+                    continue;
+                }
+                for (d = 0; d < depth; d++) S::store(dst + d * pitch + i * L, typename S::V{});
             }
-            for (d = 0; d < depth; d++) S::store(dst + d * pitch + i * L, typename S::V{});
+            return;
         }
-        return;
-    }
 #endif
     for (; d < depth; d++) {
         T* to = dst + d * pitch;
-        const T* from = src + d * stride;
+        const E* from = src + d * stride;
         bool full = lanes.begin == 0 && lanes.end == lanes.count;
         if (!full) {
             int64_t zero = lanes.begin / L * L;
@@ -207,15 +214,15 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const T* src, int64_t stride
         }
         for (int64_t i = 0; i < lanes.other_count; i++) {
             int64_t lane = lanes.other[i];
-            to[lane] = from[lanes.offset[lane]] * scale;
+            to[lane] = load_one(from + lanes.offset[lane]) * scale;
         }
     }
 }
 
 // dst[lane offset + d * stride] = scale * src[d * pitch + lane]
-template <typename T>
-void store_row(T* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t pitch,
-               int64_t depth, T scale) {
+template <typename T, typename E>
+void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t pitch,
+                  int64_t depth, T scale) {
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
@@ -227,23 +234,41 @@ void store_row(T* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t
                 transpose<T>(rows);
                 for (int i = 0; i < L; i++) {
                     int64_t offset = lanes.offset[lane + i];
-                    if (offset >= 0) S::store(dst + offset + d, rows[i]);
+                    if (offset >= 0) store_vector(dst + offset + d, rows[i]);
                 }
             }
         }
     }
     for (; d < depth; d++) {
         const T* from = src + d * pitch;
-        T* to = dst + d * stride;
+        E* to = dst + d * stride;
         if (lanes.begin < lanes.end) {
             scaled_copy<T, L>(to + lanes.offset[lanes.begin], from + lanes.begin,
                               lanes.end - lanes.begin, scale);
         }
         for (int64_t i = 0; i < lanes.other_count; i++) {
             int64_t lane = lanes.other[i];
-            to[lanes.offset[lane]] = from[lane] * scale;
+            store_one(to + lanes.offset[lane], from[lane] * scale);
         }
     }
+}
+
+// A row of a map that begins `at` elements from its data; the next that is wanted is `next_row`
+// further.
+template <typename T>
+void load_row(T* dst, int64_t pitch, int64_t depth, const Map& map, int64_t at, const Lanes& lanes,
+              T scale, int64_t next_row = 0) {
+    with_elements<T>(map, [&](const auto* data) {
+        load_row_of(dst, pitch, depth, data + at, map.stride[2], lanes, scale, next_row);
+    });
+}
+
+template <typename T>
+void store_row(const Map& map, int64_t at, const Lanes& lanes, const T* src, int64_t pitch,
+               int64_t depth, T scale) {
+    with_elements<T>(map, [&](auto* data) {
+        store_row_of(data + at, map.stride[2], lanes, src, pitch, depth, scale);
+    });
 }
 
 }  // namespace

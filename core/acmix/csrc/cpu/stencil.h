@@ -9,8 +9,8 @@
 // 24 multiply-adds.
 #pragma once
 
+#include "elements.h"
 #include "scratch.h"
-#include "vectors.h"
 
 namespace acmix {
 namespace {
@@ -105,9 +105,9 @@ struct Planar {
 };
 
 // Outputs of one channel side by side: to[offset p + lane * outs + b].
-template <typename T>
+template <typename T, typename E>
 struct Interleaved {
-    T* to;
+    E* to;
     int64_t outs, lanes;
     static constexpr bool adds = false;
     // mixed[lane * W + b] of `count` vectors, as many as W or one less.
@@ -135,17 +135,23 @@ struct Interleaved {
         for (int p = 0; p < P; p++) {
             alignas(64) T mixed[W * L];
             interleave<W>(mixed, sums + p * L, B, P * L);
-            T* row = to + offset[p] + first;
+            E* row = to + offset[p] + first;
             if (outs == W && lanes == L) {
-                memcpy(row, mixed, sizeof(mixed));
+                for (int b = 0; b < W; b++) {
+                    store_vector(row + b * L, Simd<T>::load(mixed + b * L));
+                }
             } else {
                 for (int64_t i = 0; i < lanes; i++) {
-                    memcpy(row + i * outs, mixed + i * W, B * sizeof(T));
+                    for (int b = 0; b < B; b++) store_one(row + i * outs + b, mixed[i * W + b]);
                 }
             }
         }
     }
 };
+template <typename T, typename E>
+Interleaved<T, E> interleaved(E* to, int64_t outs, int64_t lanes) {
+    return {to, outs, lanes};
+}
 
 // One stencil over a list of pixels: where each is read and written.
 struct Pixels {

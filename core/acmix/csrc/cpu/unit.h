@@ -14,11 +14,6 @@
 namespace acmix {
 namespace {
 
-template <typename T>
-T* data_of(const Map& map) {
-    return static_cast<T*>(map.data);
-}
-
 // Rows of queries in scratch: [row][channel][lane].
 template <typename T>
 struct Strip {
@@ -118,8 +113,8 @@ struct Unit {
             // A reflected row whose image is in this tile too is copied once that is there.
             if (y < 0) memset(to + r * row_size, 0, row_size * sizeof(T));
             if (y < 0 || (inside != r && inside >= 0 && inside < rows)) continue;
-            load_row(to + r * row_size, p.key_pitch, w.depth, data_of<T>(map) + y * map.stride[3],
-                     map.stride[2], lanes, T(1), map.stride[3]);
+            load_row(to + r * row_size, p.key_pitch, w.depth, map, y * map.stride[3], lanes, T(1),
+                     map.stride[3]);
             change(to + r * row_size, y);
         }
         for (int64_t r = 0; r < rows; r++) {
@@ -154,8 +149,7 @@ struct Unit {
                     for (int64_t g = 0; g < p.group; g++) into[g] += from[g];
                 }
             }
-            store_row(data_of<T>(map) + y * map.stride[3], map.stride[2], lanes, row, p.key_pitch,
-                      w.depth, scale);
+            store_row(map, y * map.stride[3], lanes, row, p.key_pitch, w.depth, scale);
         }
     }
 
@@ -163,17 +157,16 @@ struct Unit {
     void load_queries(const Strip<T>& to, const Map& map, const Lanes& lanes, int64_t first,
                       int64_t step, int64_t rows, T scale) const {
         for (int64_t r = 0; r < rows; r++) {
-            load_row(to.row(r), to.pitch, to.channels,
-                     data_of<T>(map) + (first + r * step) * map.stride[3], map.stride[2], lanes,
-                     scale, step * map.stride[3]);
+            load_row(to.row(r), to.pitch, to.channels, map, (first + r * step) * map.stride[3],
+                     lanes, scale, step * map.stride[3]);
         }
     }
 
     void store_queries(const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
                        const Strip<T>& from, T scale) const {
         for (int64_t r = 0; r < rows; r++) {
-            store_row(data_of<T>(map) + (first + r) * map.stride[3], map.stride[2], lanes,
-                      from.row(r), from.pitch, from.channels, scale);
+            store_row(map, (first + r) * map.stride[3], lanes, from.row(r), from.pitch,
+                      from.channels, scale);
         }
     }
 

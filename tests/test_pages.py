@@ -18,13 +18,6 @@ from acmix.mm.projects import project_folder
 from forks import run_python
 from support import ROOT
 
-FOLDERS = [
-    ROOT / name
-    for name in (
-        *("", "core", "resnet", "san", "pvt", "swin"),
-        *("docs", "docs/train", "docs/your-network"),
-    )
-]
 PACKAGES = ("acmix", "acmix_resnet", "acmix_san", "acmix_pvt", "acmix_swin")
 # What a page about it may ask for.
 OPTIONAL = ("timm", "lightning", "huggingface_hub", "peft", "torchao", "ultralytics")
@@ -33,7 +26,11 @@ SETTINGS = {
     *("CONFIG", "CHECKPOINT", "DATA_ROOT", "ARGS", "OUT", "IMAGES"),
     *("GPUS", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS"),
 }
-PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
+HOMES = [ROOT / name for name in ("", "core", "resnet", "san", "pvt", "swin")]
+PAGES = [page for folder in HOMES for page in sorted(folder.glob("*.md"))]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+# Blocks of other languages are run by a test of their own, or are no code.
+RUN, NOT_RUN = {"python", "bash"}, {"py", "text", "yaml", "sh", "bibtex"}
 
 
 def blocks(language):
@@ -41,9 +38,8 @@ def blocks(language):
     fence = re.compile(rf"```{language}\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
     found = []
     for path in PAGES:
-        folder = path.parent.name if path.parent != ROOT else "root"
         for number, (body, output) in enumerate(fence.findall(path.read_text())):
-            name = f"{folder}-{path.stem}-{number}"
+            name = f"{path.relative_to(ROOT).with_suffix('')}-{number}"
             found.append(pytest.param(path, body, output, id=name))
     return found
 
@@ -83,6 +79,29 @@ def test_command_names_what_exists(folder, words):
     checks[words[0]](folder, words[1:])
 
 
+def inline_commands():
+    """Calls of make and of modules in the text; the changelog has names of the past."""
+    found = set()
+    for path in PAGES:
+        if path.name != "CHANGELOG.md":
+            found |= set(re.findall(r"`((?:make|python -m) [^`\n]+)`", path.read_text()))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("code", inline_commands())
+def test_inline_command_names_what_exists(code):
+    words = code.split()
+    if words[0] == "python":
+        assert importlib.util.find_spec(words[2]), words[2]
+        return
+    rules = "".join(
+        (ROOT / name).read_text() for name in ("Makefile", "ci/mmcv.mk", "ci/project.mk")
+    )
+    targets = set(re.findall(r"^([\w-]+):(?!=)", rules, re.MULTILINE))
+    named = {word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]*", word)}
+    assert named <= targets | {"swin", "resnet", "san", "pvt"}
+
+
 def check_make(folder, words):
     if words[:1] == ["-C"]:
         folder, words = folder / words[1], words[2:]
@@ -101,6 +120,9 @@ def check_make(folder, words):
     if "predict" in words:
         files = ["config", settings["CHECKPOINT"], *settings["IMAGES"].split()]
         parsers.predict_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
+    if "analyze" in words:
+        files = ["config", settings["CHECKPOINT"], "--out", settings["OUT"]]
+        parsers.analyze_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
     if "export" in words:
         files = ["config", settings["CHECKPOINT"], settings["OUT"]]
         parsers.export_parser().parse_args([*files, *shlex.split(settings.get("ARGS", ""))])
@@ -169,7 +191,7 @@ def check_module(folder, words):
     assert flag == "-m"
     assert package in PACKAGES
     assert command in commands.COMMANDS
-    if command in ("train", "test"):
+    if command in ("train", "test", "analyze"):
         args = getattr(parsers, f"{command}_parser")().parse_args(arguments)
         settings.read_config(project_folder(package), args)
 
@@ -185,11 +207,40 @@ def check_tool(folder, words):
     parser.parse_args(words[1:])
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def page_name(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
+def test_every_block_says_what_it_is(path):
+    marks = re.findall(r"^```(.*)$", path.read_text(), re.MULTILINE)
+    assert set(marks[::2]) <= RUN | NOT_RUN
+    assert not any(marks[1::2])
+
+
+def prose(path):
+    """A page without its code."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("]", " "), text)
+
+
+def anchors(path):
+    """Headings of a page as GitHub and the site name them."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), target
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", prose(path))
+    for link in filter(None, (target for pair in links for target in pair)):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
 
 
 def test_tables_are_those_of_the_metafiles():
