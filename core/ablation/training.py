@@ -6,6 +6,7 @@ many batches, whatever the number of images: they are drawn from one shuffled pa
 and every batch is full.
 """
 
+import copy
 import hashlib
 import time
 from functools import cache
@@ -114,11 +115,11 @@ class Batches:
 def build(run: Run) -> nn.Module:
     """The model of a run, with the start of its seed."""
     MMLogger.get_current_instance().setLevel("ERROR")  # which lists every parameter
-    cfg = config(run.model).copy()
-    cfg.model.backbone.update(mix=run.mix, shift=run.shift)
+    settings = copy.deepcopy(config(run.model).model)
+    settings.backbone.update(mix=run.mix, shift=run.shift)
     torch.manual_seed(run.seed)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
-        model = MODELS.build(cfg.model)
+        model = MODELS.build(settings)
     model.init_weights()
     return model.to(memory_format=torch.channels_last)
 
