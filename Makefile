@@ -8,7 +8,7 @@ DOCS := $(PLACE)build/docs
 DIST ?= $(PLACE)dist
 
 .PHONY: help install integrations test test-fast test-core test-oldest lint format tables check-tables docs docs-tools \
-  info bench gpu soak lock audit wheels check-wheels clean
+  info bench ablation gpu soak lock audit wheels check-wheels clean
 help:
 	@echo "make install       everything into .venv, pinned"
 	@echo "make mmcv          also what detection and segmentation need; WHEELHOUSE=folder saves a build"
@@ -21,6 +21,7 @@ help:
 	@echo "make docs          the pages as a site in build/site, which needs no network to be read"
 	@echo "make info          versions and backends"
 	@echo "make bench         timings on this machine"
+	@echo "make ablation      the paper's Tables 6 and 7 on digits, half an hour on two cores; ARGS='--only ...'"
 	@echo "make gpu           CUDA kernels tested and timed in eight minutes, with PYTHON as it is; OUT=folder"
 	@echo "make soak          kills and hostile files; ARGS='--kills 50 --operations 1 --files 2000' for long"
 	@echo "make lock          versions of ci/constraints.txt with their hashes; ARGS=--upgrade for the others"
@@ -66,6 +67,7 @@ format: $(INSTALLED)
 
 tables: $(INSTALLED)
 	$(PY) ci/tables.py --write
+	$(PY) core/ablation/plot.py
 
 check-tables: $(INSTALLED)
 	$(PY) ci/tables.py
@@ -84,6 +86,9 @@ info: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) core/benchmarks/ratios.py
+
+ablation: $(INSTALLED)
+	$(PY) core/ablation/run.py $(ARGS)
 
 # A machine with a device needs torch, CuPy and pytest, and no network: nothing is installed.
 OUT ?= build/gpu

@@ -14,6 +14,10 @@ import yaml
 from plots import ratio_bars
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "core" / "ablation"))
+
+import summary  # noqa: E402
+
 PROJECTS = ("resnet", "san", "pvt", "swin")
 # For a model that the paper does not have.
 NOT_THERE = "not in the paper"
@@ -32,6 +36,7 @@ RECIPE = "| setting | authors | here | why |\n|---|---|---|---|"
 RATIOS = ROOT / "core/benchmarks/ratios.csv"
 PLOT = ROOT / "docs/images/speed.svg"
 EXPORTED = ROOT / "core/benchmarks/exported_models.csv"
+ABLATION = ROOT / "core/ablation/results.csv"
 NOT_MEASURED = "–"
 
 
@@ -231,6 +236,10 @@ def _tables() -> dict[Path, list[tuple[str, str, str]]]:
     ]
     exports = ("Exports", str(EXPORTED.relative_to(ROOT)), render_exports())
     tables[ROOT / "docs/your-network/export.md"] = [exports]
+    ablation = str(ABLATION.relative_to(ROOT))
+    tables[ROOT / "docs/ablation.md"] = [
+        ("Ablation", ablation, summary.render(_read_csv(ABLATION)))
+    ]
     return tables
 
 

@@ -1,6 +1,7 @@
 """Every config is built and stepped; the ImageNet ones run end to end on a tiny data set."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from torchvision.transforms import InterpolationMode, functional
 
 import acmix.mm  # noqa: F401  registers the runner and the digits
 from acmix.modules import ACmixBase
+from acmix.modules.base import MIX_MODES
+from acmix.modules.shift import SHIFT_MODES
 from support import ROOT
 
 CONFIGS = sorted(
     p for project in ("resnet", "san", "pvt", "swin") for p in ROOT.glob(f"{project}/configs/*.py")
 )
+# ImageNet's models with a mode of the paper's Table 6 or 7.
+ABLATIONS = sorted(ROOT.glob("*/configs/ablation/*.py"))
 GRAMMAR = re.compile(r"acmix-[a-z0-9-]+_(\d+)xb(\d+)_(in1k(_amp)?|imagefolder|digits-32px)\.py")
 # Those of mixed precision differ in the optimiser's wrapper alone.
 MODEL_CONFIGS = [path for path in CONFIGS if not path.stem.endswith("_amp")]
@@ -63,7 +68,7 @@ def test_config_builds_and_steps(path):
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+@pytest.mark.parametrize("path", [*CONFIGS, *ABLATIONS], ids=ids)
 def test_config_name_tells_the_recipe(path):
     match = GRAMMAR.fullmatch(path.name)
     assert match, path.name
@@ -83,6 +88,46 @@ def test_mixed_precision_is_the_recipe_in_another_wrapper(path):
     theirs.pop("type", None)
     assert wrapper == theirs
     assert (cfg.model, cfg.param_scheduler) == (plain.model, plain.param_scheduler)
+
+
+@pytest.mark.parametrize(
+    "model", ["resnet/configs/ablation/acmix-resnet50", "swin/configs/ablation/acmix-swin-tiny"]
+)
+def test_every_mode_has_a_config(model):
+    modes = {f"mix-{mode}" for mode in MIX_MODES} | {f"shift-{mode}" for mode in SHIFT_MODES}
+    modes -= {"mix-alpha_beta", "shift-learnable"}  # which the model's own config has
+    found = {path.name.split("_")[0] for path in ROOT.glob(f"{model}-*")}
+    assert found == {f"{Path(model).name}-{mode.replace('_', '-')}" for mode in modes}
+
+
+# Backbones with few channels.
+SMALL = {
+    "swin": dict(arch=dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2]), out_indices=(1,)),
+    "resnet": dict(depth=26, stem_channels=8, base_channels=4),
+}
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=ids)
+def test_an_ablation_is_the_recipe_in_another_mode(path):
+    cfg, name = Config.fromfile(path), re.fullmatch(r"(.+?)-(mix|shift)-(.+?)(_.+)", path.stem)
+    plain = in1k(name[1] + name[4])
+    assert cfg.model.backbone.pop(name[2]) == name[3].replace("-", "_")
+    assert cfg.to_dict() == plain.to_dict()
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=ids)
+def test_an_ablation_builds_and_steps(path):
+    backbone = Config.fromfile(path).model.backbone
+    backbone.update(SMALL[path.relative_to(ROOT).parts[0]])
+    model = MODELS.build(backbone)
+    layers = [layer for layer in model.modules() if isinstance(layer, ACmixBase)]
+    model(torch.rand(2, 3, 64, 64))[-1].sum().backward()
+    assert layers
+    assert {layer.mix for layer in layers} == {backbone.get("mix", "alpha_beta")}
+    shifts = {layer.dep_conv.mode for layer in layers if layer.has_convolution}
+    assert shifts <= {backbone.get("shift", "learnable")}
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
 
 
 def in1k(name):

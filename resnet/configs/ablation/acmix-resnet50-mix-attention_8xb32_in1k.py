@@ -1,0 +1,4 @@
+# The paper's Table 6: attention only.
+_base_ = "../acmix-resnet50_8xb32_in1k.py"
+
+model = dict(backbone=dict(mix="attention"))

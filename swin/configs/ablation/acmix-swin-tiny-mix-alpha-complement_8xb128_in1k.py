@@ -1,0 +1,4 @@
+# The paper's Table 6: alpha, 1 - alpha.
+_base_ = "../acmix-swin-tiny_8xb128_in1k.py"
+
+model = dict(backbone=dict(mix="alpha_complement"))
