@@ -184,7 +184,8 @@ def _one_sign(results: Results) -> str:
 
 def _of_cells(results: Results, cells: list[Cell]) -> str:
     """Top-1 of some cells, with a mark where all seeds differ alike from the default."""
-    lines = _head("top-1 (%)", [f"{cell.images} images a class" for cell in cells])
+    names = ["all images" if c.images == "all" else f"{c.images} images a class" for c in cells]
+    lines = _head("top-1 (%)", names)
     for mode in _modes(results):
         lines.append(_row(LABELS[mode], (_marked(results.top1[cell], mode) for cell in cells)))
     return "\n".join(lines)
