@@ -93,14 +93,14 @@ ablation: $(INSTALLED)
 # A machine with a device needs torch, CuPy and pytest, and no network: nothing is installed.
 OUT ?= build/gpu
 gpu:
-	PYTHONPATH="$(CURDIR)/core:$(PYTHONPATH)" $(PYTHON) core/benchmarks/gpu.py --out "$(OUT)"
+	PYTHONPATH="$(CURDIR)/core:$(PYTHONPATH)" "$(PYTHON)" core/benchmarks/gpu.py --out "$(OUT)"
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) ci/soak.py $(ARGS)
 
 # Environments that have needs of their own stay out of .venv.
 $(TOOLS)/.installed $(OLDEST)/.installed $(DOCS)/.installed: $(PLACE)build/%/.installed: ci/locks/%.txt
-	$(PYTHON) -m venv $(@D)
+	"$(PYTHON)" -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
 	  --require-hashes -r $<
 	touch $@
@@ -116,8 +116,8 @@ wheels: $(TOOLS)/.installed
 
 # In an environment that has nothing else of ours.
 check-wheels:
-	$(PYTHON) ci/check_python.py
-	$(PYTHON) ci/check_wheels.py "$(DIST)" $(ARGS)
+	"$(PYTHON)" ci/check_python.py
+	"$(PYTHON)" ci/check_wheels.py "$(DIST)" $(ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

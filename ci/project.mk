@@ -47,7 +47,7 @@ help:
 install: $(INSTALLED)
 
 check-launch:
-	@$(PYTHON) $(ROOT)ci/check_launch.py 'GPUS=$(GPUS)' 'NNODES=$(NNODES)' \
+	@"$(PYTHON)" $(ROOT)ci/check_launch.py 'GPUS=$(GPUS)' 'NNODES=$(NNODES)' \
 	  'NODE_RANK=$(NODE_RANK)' 'MASTER_ADDR=$(MASTER_ADDR)' 'MASTER_PORT=$(MASTER_PORT)' \
 	  'MAX_RESTARTS=$(MAX_RESTARTS)'
 

@@ -27,8 +27,8 @@ install_packages = $(if $(WRITABLE),$(PIP) install --no-deps --no-build-isolatio
   $(foreach p,$(PACKAGES),-e $(ROOT)$(p)),$(PY) $(ROOT)ci/link_packages.py)
 
 $(INSTALLED): $(ROOT)ci/constraints.txt $(ROOT)ci/locks/install.txt $(METADATA)
-	$(PYTHON) $(ROOT)ci/check_python.py
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" $(ROOT)ci/check_python.py
+	"$(PYTHON)" -m venv $(VENV)
 	$(PIP) uninstall --yes opencv-python
 	$(call fetch,install)
 	$(install_packages)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shlex
 import subprocess
 import sys
 
@@ -24,7 +25,7 @@ CASES = {
 @pytest.mark.parametrize("tool", ["train", "test"])
 @pytest.mark.parametrize("typed", CASES)
 def test_arguments_come_through(typed, tool):
-    show = f"{sys.executable} -c 'import sys; print(sys.argv[1:])'"
+    show = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.argv[1:])'"
     settings = [f"PY={show}", "INSTALLED=", "CHECKPOINT=x.pth", f"ARGS={typed}"]
     result = subprocess.run(
         ["make", "-s", "-C", ROOT / "swin", tool, *settings],
@@ -39,7 +40,7 @@ def test_arguments_come_through(typed, tool):
 
 
 def test_files_of_the_analysis_are_named_from_where_make_was_called(tmp_path):
-    show = f"{sys.executable} -c 'import sys; print(sys.argv[1:])'"
+    show = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.argv[1:])'"
     settings = [f"PY={show}", "INSTALLED=", "CHECKPOINT=x.pth", "OUT=seen", "IMAGES=a.png /b.png"]
     result = subprocess.run(
         ["make", "-s", "-C", ROOT / "swin", "analyze", *settings, "ARGS=--query 0.5,0.5"],

@@ -9,6 +9,8 @@ and every batch is full.
 import copy
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -114,14 +116,25 @@ class Batches:
 
 def build(run: Run) -> nn.Module:
     """The model of a run, with the start of its seed."""
-    MMLogger.get_current_instance().setLevel("ERROR")  # which lists every parameter
     settings = copy.deepcopy(config(run.model).model)
     settings.backbone.update(mix=run.mix, shift=run.shift)
     torch.manual_seed(run.seed)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         model = MODELS.build(settings)
-    model.init_weights()
+    with _quiet():  # every parameter would be listed
+        model.init_weights()
     return model.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def train(run: Run) -> dict[str, str]:

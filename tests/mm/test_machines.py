@@ -34,7 +34,7 @@ def environment(tmp_path_factory):
     """Of a shell in which everything is installed, for processes without a GPU."""
     venv = tmp_path_factory.mktemp("venv")
     (venv / "bin").mkdir()
-    (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (venv / "bin" / "python").chmod(0o755)
     (venv / ".installed").touch()
     paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
