@@ -119,10 +119,9 @@ def build(run: Run) -> nn.Module:
     settings = copy.deepcopy(config(run.model).model)
     settings.backbone.update(mix=run.mix, shift=run.shift)
     torch.manual_seed(run.seed)
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
+    with _quiet(), DefaultScope.overwrite_default_scope("mmpretrain"):
         model = MODELS.build(settings)
-    with _quiet():  # every parameter would be listed
-        model.init_weights()
+        model.init_weights()  # which lists every parameter
     return model.to(memory_format=torch.channels_last)
 
 
