@@ -24,6 +24,7 @@ sys.path.append(str(ROOT / "core" / "benchmarks"))
 import mmpretrain  # noqa: E402
 import torch  # noqa: E402
 from grid import SEEDS, Run, all_runs  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
 from plot import draw_all  # noqa: E402
 from results import Results, read_rows  # noqa: E402
 from summary import collect, render  # noqa: E402
@@ -102,6 +103,7 @@ def _make(runs: list[Run], jobs: int, results: Results) -> None:
 def _start_worker() -> None:
     """One thread; and end with the process that started this one, which may be killed."""
     torch.set_num_threads(1)
+    MMLogger.get_current_instance().setLevel("ERROR")  # it would list every parameter
     parent = multiprocessing.parent_process()
     assert parent is not None
 

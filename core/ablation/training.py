@@ -9,8 +9,6 @@ and every batch is full.
 import copy
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from grid import ALL, Run
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from mmpretrain.registry import DATASETS, MODELS
@@ -119,21 +116,10 @@ def build(run: Run) -> nn.Module:
     settings = copy.deepcopy(config(run.model).model)
     settings.backbone.update(mix=run.mix, shift=run.shift)
     torch.manual_seed(run.seed)
-    with _quiet(), DefaultScope.overwrite_default_scope("mmpretrain"):
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
         model = MODELS.build(settings)
-        model.init_weights()  # which lists every parameter
+    model.init_weights()
     return model.to(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def train(run: Run) -> dict[str, str]:
