@@ -182,7 +182,7 @@ void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t str
         }
     }
 #if defined(__AVX512F__)
-    if constexpr (sizeof(E) == sizeof(T))
+    if constexpr (sizeof(E) == sizeof(T)) {
         if (d == 0 && lanes.pieces != nullptr) {
             auto* pieces = static_cast<const Pieces*>(lanes.pieces);
             for (int64_t i = 0; i < lanes.count / L; i++) {
@@ -194,6 +194,7 @@ void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t str
             }
             return;
         }
+    }
 #endif
     for (; d < depth; d++) {
         T* to = dst + d * pitch;
