@@ -1,13 +1,51 @@
 """Argument checks: each names the argument, the value given and the remedy."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from acmix.errors import InputError
 from acmix.suggest import did_you_mean
 from acmix.tracing import Size, as_number, is_known
+
+# Signatures of a check that are remembered; images of endless sizes must not fill the memory.
+_MOST = 256
+
+
+def once_a_signature(check: Callable[..., None]) -> Callable[..., None]:
+    """Decorator of checks of shapes, dtypes, devices and numbers: what has passed passes again.
+
+    On a small map the checks take as long as the kernel. Calls that are compiled or written down,
+    whose sizes may be symbols, are checked every time.
+    """
+    passed: set[tuple] = set()
+
+    @functools.wraps(check)
+    def run(*args: Any) -> None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            check(*args)
+            return
+        signature = tuple([_signature(x) for x in args])
+        try:
+            has_passed = signature in passed
+        except TypeError:  # Symbols and lists have no hash.
+            check(*args)
+            return
+        if not has_passed:
+            check(*args)
+            if len(passed) >= _MOST:
+                passed.clear()
+            passed.add(signature)
+
+    return run
+
+
+def _signature(x: Any) -> tuple:
+    """What checks ask of a tensor, or a number with its type: 1, 1.0 and True are equal."""
+    return (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x)
 
 
 def require(condition: bool, name: str, value: object, remedy: str, *sizes: Any) -> None:

@@ -17,6 +17,7 @@ from acmix.checks import (
     check_shape,
     divides,
     has_shape,
+    once_a_signature,
     require,
 )
 from acmix.fx import fx_function
@@ -70,14 +71,7 @@ def sliding_window_attention(
         >>> sliding_window_attention(q, k, v, kernel_size=5, stride=2).shape
         torch.Size([1, 4, 16, 5, 7])
     """
-    check_rank("q", q, "B", "N", "D", "H", "W")
-    check_shape("k", k, q.shape)
-    check_shape("v", v, q.shape)
-    check_same_kind(q=q, k=k, v=v)
-    if position is not None:
-        check_shape("position", position, q.shape[2:])
-        check_same_kind(q=q, position=position)
-    _check_window(kernel_size, stride, dilation)
+    _check_attention(q, k, v, position, kernel_size, stride, dilation)
     run = choose("sliding_window_attention", backend, q)
     with attention_for(backend, q):
         return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
@@ -120,16 +114,7 @@ def window_attention(
         >>> window_attention(q, k, v, bias=torch.zeros(2, 49, 49)).shape
         torch.Size([8, 2, 49, 16])
     """
-    check_rank("q", q, "B * nW", "N", "L", "D")
-    check_shape("k", k, q.shape)
-    check_shape("v", v, q.shape)
-    check_same_kind(q=q, k=k, v=v)
-    _, heads, length, _ = q.shape
-    check_shape("bias", bias, (heads, length, length))
-    if mask is not None:
-        fits = has_shape(mask, None, length, length) and divides(mask.shape[0], q.shape[0])
-        remedy = "give (nW, {0}, {0}), nW windows an image"
-        require(fits, "mask", tuple(mask.shape), remedy, length)
+    _check_windows(q, k, v, bias, mask)
     return choose("window_attention", backend, q)(q, k, v, bias, mask, dropout=dropout)
 
 
@@ -174,17 +159,7 @@ def convolution_path(
         >>> convolution_path(maps, torch.rand(9, 12), torch.rand(64, 9, 3, 3)).shape
         torch.Size([1, 64, 9, 14])
     """
-    head_dim = _head_dim(qkv, fc_weight)
-    taps = as_number(fc_weight.shape[0])
-    if kernels is None:
-        check_odd("square root of the taps", math.isqrt(taps))
-        require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
-    else:
-        _check_kernels(kernels, _inputs(fc_weight, fc_bias), head_dim)
-    check_positive("stride", stride)
-    if fc_bias is not None:
-        check_shape("fc_bias", fc_bias, (taps,))
-    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
+    _check_convolution(qkv, fc_weight, kernels, fc_bias, stride, _is_mixed(qkv))
     run = choose("convolution_path", backend, qkv)
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
 
@@ -231,19 +206,14 @@ def sliding_window_paths(
         >>> [tuple(path.shape) for path in paths]
         [(1, 64, 9, 14), (1, 64, 9, 14)]
     """
-    head_dim = _head_dim(qkv, fc_weight)
-    maps = as_number(fc_weight.shape[1])
-    require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
-    check_shape("position", position, (head_dim, *qkv.shape[2:]))
-    check_same_kind(qkv=qkv, position=position)
-    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
-    _check_weights(qkv, fc_weight=fc_weight, kernels=kernels)
-    _check_window(kernel_size, stride, dilation)
+    mixed = _is_mixed(qkv)
+    _check_paths(qkv, position, fc_weight, kernels, kernel_size, stride, dilation, mixed)
     window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
     joint = find_joint("sliding_window_paths", backend, qkv)
     if joint is not None:
         return joint(qkv, position, fc_weight, kernels, **window)
-    q, k, v = unflatten(qkv, 1, (3, maps // 3, -1)).unbind(1)
+    heads = as_number(fc_weight.shape[1]) // 3
+    q, k, v = unflatten(qkv, 1, (3, heads, -1)).unbind(1)
     attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
     convolution = convolution_path(qkv, fc_weight, kernels, stride=stride, backend=backend)
     return attention.flatten(1, 2), convolution
@@ -290,16 +260,8 @@ def neighbourhood_aggregation(
         >>> neighbourhood_aggregation(v, w, kernel_size=3).shape
         torch.Size([1, 16, 9, 14])
     """
-    check_rank("v", v, "B", "C", "H", "W")
-    _check_window(kernel_size, stride, dilation)
+    _check_aggregation(v, w, kernel_size, stride, dilation)
     reflect = _reflects(v, kernel_size, dilation, reflect)
-    out_size = output_size(v.shape[2:], stride)
-    fits = has_shape(w, v.shape[0], None, kernel_size**2, *out_size)
-    fits = fits and divides(w.shape[1], v.shape[1])
-    remedy = "give ({}, a divisor of {}, {}, {}, {})"
-    sizes = (*v.shape[:2], kernel_size**2, *out_size)
-    require(fits, "w.shape", tuple(w.shape), remedy, *sizes)
-    check_same_kind(v=v, w=w)
     run = choose("neighbourhood_aggregation", backend, v)
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
     return run(v, w, **options)
@@ -343,15 +305,113 @@ def neighbourhood_difference(
         >>> neighbourhood_difference(torch.rand(1, 16, 9, 14), kernel_size=3).shape
         torch.Size([1, 16, 9, 9, 14])
     """
-    check_rank("a", a, "B", "C", "H", "W")
     b = a if b is None else b
-    check_shape("b", b, a.shape)
-    check_same_kind(a=a, b=b)
-    _check_window(kernel_size, stride, dilation)
+    _check_difference(a, b, kernel_size, stride, dilation)
     reflect = _reflects(a, kernel_size, dilation, reflect)
     run = choose("neighbourhood_difference", backend, a)
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
     return run(a, b, **options)
+
+
+@once_a_signature
+def _check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor | None,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+) -> None:
+    check_rank("q", q, "B", "N", "D", "H", "W")
+    check_shape("k", k, q.shape)
+    check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
+    if position is not None:
+        check_shape("position", position, q.shape[2:])
+        check_same_kind(q=q, position=position)
+    _check_window(kernel_size, stride, dilation)
+
+
+@once_a_signature
+def _check_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> None:
+    check_rank("q", q, "B * nW", "N", "L", "D")
+    check_shape("k", k, q.shape)
+    check_shape("v", v, q.shape)
+    check_same_kind(q=q, k=k, v=v)
+    _, heads, length, _ = q.shape
+    check_shape("bias", bias, (heads, length, length))
+    if mask is not None:
+        fits = has_shape(mask, None, length, length) and divides(mask.shape[0], q.shape[0])
+        remedy = "give (nW, {0}, {0}), nW windows an image"
+        require(fits, "mask", tuple(mask.shape), remedy, length)
+
+
+@once_a_signature
+def _check_convolution(
+    qkv: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor | None,
+    fc_bias: Tensor | None,
+    stride: int,
+    mixed: bool,
+) -> None:
+    head_dim = _head_dim(qkv, fc_weight)
+    taps = as_number(fc_weight.shape[0])
+    if kernels is None:
+        check_odd("square root of the taps", math.isqrt(taps))
+        require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
+    else:
+        _check_kernels(kernels, _inputs(fc_weight, fc_bias), head_dim)
+    check_positive("stride", stride)
+    if fc_bias is not None:
+        check_shape("fc_bias", fc_bias, (taps,))
+    if not mixed:
+        given = dict(fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
+        check_same_kind(qkv=qkv, **{name: w for name, w in given.items() if w is not None})
+
+
+@once_a_signature
+def _check_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    mixed: bool,
+) -> None:
+    head_dim = _head_dim(qkv, fc_weight)
+    maps = as_number(fc_weight.shape[1])
+    require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
+    check_shape("position", position, (head_dim, *qkv.shape[2:]))
+    check_same_kind(qkv=qkv, position=position)
+    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
+    if not mixed:
+        check_same_kind(qkv=qkv, fc_weight=fc_weight, kernels=kernels)
+    _check_window(kernel_size, stride, dilation)
+
+
+@once_a_signature
+def _check_aggregation(v: Tensor, w: Tensor, kernel_size: int, stride: int, dilation: int) -> None:
+    check_rank("v", v, "B", "C", "H", "W")
+    _check_window(kernel_size, stride, dilation)
+    out_size = output_size(v.shape[2:], stride)
+    fits = has_shape(w, v.shape[0], None, kernel_size**2, *out_size)
+    fits = fits and divides(w.shape[1], v.shape[1])
+    remedy = "give ({}, a divisor of {}, {}, {}, {})"
+    sizes = (*v.shape[:2], kernel_size**2, *out_size)
+    require(fits, "w.shape", tuple(w.shape), remedy, *sizes)
+    check_same_kind(v=v, w=w)
+
+
+@once_a_signature
+def _check_difference(a: Tensor, b: Tensor, kernel_size: int, stride: int, dilation: int) -> None:
+    check_rank("a", a, "B", "C", "H", "W")
+    check_shape("b", b, a.shape)
+    check_same_kind(a=a, b=b)
+    _check_window(kernel_size, stride, dilation)
 
 
 def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
@@ -382,13 +442,11 @@ def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
     check_odd("kernels.shape[-1]", as_number(kernels.shape[-1]))
 
 
-def _check_weights(qkv: Tensor, **weights: Tensor | None) -> None:
-    """Raise unless weights are of the kind of the maps; under autocast they may differ."""
-    device = qkv.device.type
+def _is_mixed(x: Tensor) -> bool:
+    """Whether weights may be of another kind than the maps: under autocast."""
+    device = x.device.type
     # The only device of ours without autocast; torch.compile of 2.9 can't ask whether it has it.
-    mixed = device != "meta" and torch.is_autocast_enabled(device)
-    if not mixed:
-        check_same_kind(qkv=qkv, **{name: w for name, w in weights.items() if w is not None})
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _check_window(kernel_size: int, stride: int, dilation: int) -> None:

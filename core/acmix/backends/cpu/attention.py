@@ -6,6 +6,7 @@ from torch import Tensor
 
 from acmix import ops
 from acmix.backends.cpu import library
+from acmix.backends.cpu.maps import Maps
 from acmix.geometry import can_reflect, output_size, usable_window
 from acmix.layout import computable, empty_map, readable
 from acmix.ops.attention import empty_lse, sliding_window_attention
@@ -18,11 +19,12 @@ __all__ = ["attend", "attend_backward", "sliding_window_attention"]
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
-    maps = [readable(x) for x in (q, k, v)]
+    maps = [readable(x, x) for x in (q, k, v)]
     if len({x.dtype for x in maps}) > 1:
         maps = [computable(x) for x in maps]
-    out, lse, call = attend(maps, None, (kernel_size, stride, dilation), like=q)
-    library.load().run("attention", *call)
+    size = output_size(q.shape[3:], stride)
+    out, lse = empty_map(q, (*q.shape[:3], *size), maps[0].dtype), empty_lse(q, size)
+    library.load().run("attention", *attend(maps, None, (kernel_size, stride, dilation), out, lse))
     return out.to(q.dtype), lse
 
 
@@ -50,35 +52,30 @@ def _backward(
 
 
 def attend(
-    maps: Sequence[Tensor],
-    position: Tensor | None,
+    maps: Sequence[Tensor | Maps],
+    position: Maps | None,
     window: tuple[int, int, int],
-    like: Tensor,
-) -> tuple[Tensor, Tensor, library.Call]:
-    """Results and call of the attention of maps in a dtype that the kernels read.
+    out: Tensor | Maps,
+    lse: Tensor,
+) -> library.Call:
+    """The call that writes the attention of maps, and its log-sum-exp.
 
     Args:
-        maps: Queries, keys and values, each (B, N, D, H, W).
+        maps: Queries, keys and values, each (B, N, D, H, W), in a dtype that the kernels read.
         position: Taken off the keys, in their shape; ``None`` for none.
         window: Kernel size, stride, dilation.
-        like: Maps in whose memory format the result is.
-
-    Returns:
-        The attention and its log-sum-exp, which the call is still to write; the call.
+        out: (B, N, D, H', W'), in the dtype of the maps.
+        lse: (B, N, H', W').
     """
     q, k, v = maps
-    kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
-    size = output_size(q.shape[3:], stride)
-    out, lse = empty_map(like, (*q.shape[:3], *size), q.dtype), empty_lse(q, size)
-    settings = _settings(q, kernel_size, stride, dilation)
-    tensors = dict(q=q, k=k, v=v, position=position, out=out, lse=lse.unsqueeze(2))
-    return out, lse, (settings, tensors)
+    settings = _settings(q, *usable_window(q.shape[3:], *window))
+    return settings, dict(q=q, k=k, v=v, position=position, out=out, lse=Maps.of_sums(lse))
 
 
 def attend_backward(
     grad: Tensor,
     maps: Sequence[Tensor],
-    position: Tensor | None,
+    position: Maps | None,
     lse: Tensor,
     window: tuple[int, int, int],
     grads: Sequence[Tensor],
@@ -95,7 +92,7 @@ def attend_backward(
             k=k,
             v=v,
             position=position,
-            lse=lse.unsqueeze(2),
+            lse=Maps.of_sums(lse),
             grad=grad,
             grad_q=dq[..., ::stride, ::stride],
             grad_k=dk,
@@ -105,7 +102,7 @@ def attend_backward(
 
 
 def _settings(
-    q: Tensor, kernel_size: int, stride: int, dilation: int, *, backward: bool = False
+    q: Tensor | Maps, kernel_size: int, stride: int, dilation: int, *, backward: bool = False
 ) -> dict[str, int]:
     reflect = can_reflect(q.shape[3:], dilation * (kernel_size // 2))
     return library.window(

@@ -10,9 +10,18 @@ from torch import Tensor
 
 from acmix import ops
 from acmix.backends.cpu import library
+from acmix.backends.cpu.maps import Maps
 from acmix.backends.folding import MAX_FOLDED_MAPS, is_folded
 from acmix.geometry import output_size
-from acmix.layout import channels_last, computable, in_format_of, new_map, readable, sum_dtype
+from acmix.layout import (
+    channels_last,
+    computable,
+    in_format_of,
+    new_image,
+    new_map,
+    readable,
+    sum_dtype,
+)
 from acmix.ops.convolution import convolution_path
 from acmix.ops.registration import kernel
 
@@ -25,8 +34,11 @@ _VECTOR_BYTES = 64
 
 @kernel(ops.convolution, "CPU")
 def _forward(maps: Tensor, layer: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    out, call = convolve(readable(channels_last(maps)), layer, kernels, stride)
-    library.load().run("convolution", *call)
+    x = channels_last(maps)
+    x = readable(x, x)
+    size = output_size(maps.shape[3:], stride)
+    out = new_image((len(maps), len(kernels), *size), x.dtype)
+    library.load().run("convolution", *convolve(x, layer, kernels, stride, out))
     return in_format_of(maps, out)
 
 
@@ -41,32 +53,27 @@ def _backward(
 
 
 def convolve(
-    x: Tensor, fc_weight: Tensor, kernels: Tensor, stride: int
-) -> tuple[Tensor, library.Call]:
-    """The path of channels-last maps, (B, D * N, H', W'), channels last, and the call to write it.
+    x: Tensor | Maps, fc_weight: Tensor, kernels: Tensor, stride: int, out: Tensor
+) -> library.Call:
+    """The call that writes the path of channels-last maps.
 
     Args:
-        x: (B, maps, D, H, W).
+        x: (B, maps, D, H, W), in a dtype that the kernels read.
         fc_weight: (taps, maps).
         kernels: (D * N, taps, k, k).
         stride: In pixels.
+        out: (B, D * N, H', W'), channels last, in the dtype of the maps.
     """
     layer, weights = _weights(x, fc_weight, kernels)
-    batch, _, depth, height, width = x.shape
-    size = output_size((height, width), stride)
-    out = x.new_empty((batch, *size, kernels.shape[0]))
+    batch, _, depth, _, width = x.shape
+    rows = out.shape[2]
     row = stride * weights.shape[1] * (width + kernels.shape[-1])
     # Enough units for all threads; the result does not depend on them.
-    vectors = size[0] * batch * depth * sum_dtype(x).itemsize // _VECTOR_BYTES
+    vectors = rows * batch * depth * sum_dtype(x).itemsize // _VECTOR_BYTES
     share = vectors // (2 * torch.get_num_threads())
-    band = _even(size[0], min(_BAND_BYTES // (row * _VECTOR_BYTES), share))
-    tensors = dict(
-        input=x,
-        layer=layer,
-        kernels=weights,
-        out=out.unflatten(3, (depth, -1)).permute(0, 4, 3, 1, 2),
-    )
-    return out.permute(0, 3, 1, 2), (_settings(x, layer, weights, stride, band), tensors)
+    band = _even(rows, min(_BAND_BYTES // (row * _VECTOR_BYTES), share))
+    tensors = dict(input=x, layer=layer, kernels=weights, out=Maps.of_groups(out, depth))
+    return _settings(x, layer, weights, stride, band), tensors
 
 
 def convolve_backward(
@@ -111,7 +118,7 @@ def convolve_backward(
     return dlayer.to(fc_weight.dtype), dkernels.to(kernels.dtype)
 
 
-def _weights(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | None, Tensor]:
+def _weights(x: Tensor | Maps, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | None, Tensor]:
     """Layer and kernels as the library takes them: no layer where folding it is cheaper.
 
     Returns:
@@ -123,7 +130,7 @@ def _weights(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | No
         layer = None if is_folded(fc_weight) else _contiguous(fc_weight, dtype)
         return layer, weights.contiguous()
     outs, side = kernels.shape[0] // x.shape[2], kernels.shape[-1]
-    folded = x.new_empty((outs, fc_weight.shape[1], side, side, x.shape[2]), dtype=dtype)
+    folded = torch.empty((outs, fc_weight.shape[1], side, side, x.shape[2]), dtype=dtype)
     tensors = dict(
         layer=_contiguous(fc_weight, dtype),
         kernels=_contiguous(kernels, dtype),
@@ -157,7 +164,7 @@ def _folding(folded: Sequence[int], fc_weight: Tensor) -> dict[str, int]:
 
 
 def _settings(
-    x: Tensor, layer: Tensor | None, weights: Tensor, stride: int, band: int
+    x: Tensor | Maps, layer: Tensor | None, weights: Tensor, stride: int, band: int
 ) -> dict[str, int]:
     """The numbers of a call; ``band`` rows of the result are one unit of work."""
     batch, maps, depth, height, width = x.shape

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from acmix.backends.cpu import build, cache
+from acmix.backends.cpu.maps import Maps
 
 ISAS = ("baseline", "avx2", "avx512")
 ABI_VERSION = 4
@@ -29,7 +30,7 @@ _logger = logging.getLogger("acmix")
 
 # A tensor of five axes, or nothing: its address, its type and its strides.
 _MAP = "P6q"
-_ABSENT = (0,) * 7
+_MAP_LENGTH = 7
 
 
 class Layout:
@@ -40,33 +41,41 @@ class Layout:
     """
 
     def __init__(self, *groups: tuple[str, str]) -> None:
-        self._fields = [(name, kind) for kind, names in groups for name in names.split()]
-        self._names = frozenset(name for name, _ in self._fields)
-        self._struct = struct.Struct("@" + "".join(kind for _, kind in self._fields))
+        fields = [(name, kind) for kind, names in groups for name in names.split()]
+        self._struct = struct.Struct("@" + "".join(kind for _, kind in fields))
+        # Of every field, among the numbers of the struct, and whether it is a map.
+        self._places: dict[str, tuple[int, bool]] = {}
+        self._length = 0
+        for name, kind in fields:
+            self._places[name] = self._length, kind is _MAP
+            self._length += _MAP_LENGTH if kind is _MAP else 1
 
     @property
     def size(self) -> int:
         """Bytes of the struct."""
         return self._struct.size
 
-    def pack(self, values: Mapping[str, int | Tensor | None]) -> bytes:
+    def pack(self, values: Mapping[str, int | Tensor | Maps | None]) -> bytes:
         """The struct with these values by name, and zero for every other field.
 
-        A tensor gives a map or an address.
+        A tensor gives a map or an address, and maps give a map.
+
+        Raises:
+            KeyError: There is no field of a name.
         """
         # All at once: setting the fields of a ctypes structure takes as long as a small kernel.
-        packed: list[int] = []
-        for name, kind in self._fields:
-            value = values.get(name)
-            if not isinstance(value, Tensor):
-                packed += _ABSENT if kind is _MAP else (value or 0,)
-            elif kind is _MAP:
-                packed += (value.data_ptr(), _TYPES[value.dtype], *value.stride())
+        packed = [0] * self._length
+        for name, value in values.items():
+            place, is_map = self._places[name]
+            if value is None:
+                continue
+            if isinstance(value, int):
+                packed[place] = value
+            elif is_map:
+                numbers = (value.data_ptr(), _TYPES[value.dtype], *value.stride())
+                packed[place : place + _MAP_LENGTH] = numbers
             else:
-                packed.append(value.data_ptr())
-        unknown = values.keys() - self._names
-        if unknown:
-            raise KeyError(*sorted(unknown))
+                packed[place] = value.data_ptr()
         return self._struct.pack(*packed)
 
 
@@ -94,7 +103,8 @@ STRUCTS = {
 }
 
 # Settings and tensors of a call, by name.
-Call = tuple[Mapping[str, int], Mapping[str, Tensor | None]]
+Tensors = Mapping[str, Tensor | Maps | None]
+Call = tuple[Mapping[str, int], Tensors]
 
 
 def window(
@@ -161,7 +171,7 @@ class Library:
         self,
         operator: str,
         settings: Mapping[str, int],
-        tensors: Mapping[str, Tensor | None],
+        tensors: Tensors,
         *,
         threads: int | None = None,
         isa: str | None = None,

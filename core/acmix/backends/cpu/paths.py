@@ -1,16 +1,20 @@
 """CPU kernels of both paths on one set of projections: attention and convolution path."""
 
+import torch
 from torch import Tensor
 
 from acmix import ops
 from acmix.backends.cpu import library
 from acmix.backends.cpu.attention import attend, attend_backward
 from acmix.backends.cpu.convolution import convolve, convolve_backward
+from acmix.backends.cpu.maps import Maps
+from acmix.geometry import output_size
 from acmix.layout import (
     channels_last,
     computable,
     in_format_of,
     maps_of,
+    new_image,
     new_map,
     readable,
     sum_dtype,
@@ -32,18 +36,22 @@ def _forward(
     stride: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    like = maps_of(qkv, heads)
-    maps = readable(channels_last(like))
-    attention, lse, attending = attend(
-        maps.unflatten(1, (3, heads)).unbind(1),
-        _position_of_keys(position, maps, heads),
-        (kernel_size, stride, dilation),
-        like=maps,
+    like = Maps.of_image(qkv, 3 * heads)
+    maps = Maps.of_image(_readable(qkv, 3 * heads), 3 * heads)
+    q, k, v = (maps.part(index, 3) for index in range(3))
+    batch, channels = qkv.shape[:2]
+    size = output_size(qkv.shape[2:], stride)
+    attention, convolution = (
+        new_image((batch, count, *size), maps.dtype) for count in (channels // 3, len(kernels))
     )
-    convolution, convolving = convolve(maps, layer, kernels, stride)
+    lse = torch.empty((batch, heads, *size), dtype=sum_dtype(maps))
+    window = kernel_size, stride, dilation
+    out = Maps.of_image(attention, heads)
+    attending = attend((q, k, v), _position_of_keys(position, k), window, out, lse)
+    convolving = convolve(maps, layer, kernels, stride, convolution)
     # Small maps have few units of work for the threads to share, and waking threads costs as much.
     library.load().run_paths(attending, convolving)
-    return in_format_of(like, attention.flatten(1, 2)), in_format_of(like, convolution), lse
+    return in_format_of(like, attention), in_format_of(like, convolution), lse
 
 
 @kernel(ops.paths_backward, "CPU")
@@ -68,7 +76,7 @@ def _backward(
     attend_backward(
         computable(grad_attention).unflatten(1, (heads, -1)),
         maps.unflatten(1, (3, heads)).unbind(1),
-        _position_of_keys(position, maps, heads),
+        _position_of_keys(position, grads[1]),
         lse,
         (kernel_size, stride, dilation),
         grads,
@@ -82,7 +90,14 @@ def _backward(
     return in_format_of(maps_of(qkv, heads), dmaps.flatten(1, 2)), dposition, *weights
 
 
-def _position_of_keys(position: Tensor, maps: Tensor, heads: int) -> Tensor:
+def _readable(qkv: Tensor, maps: int) -> Tensor:
+    """The image of so many maps, their channels as neighbours, in a dtype that the kernels read."""
+    if qkv.shape[1] > maps and qkv.stride(1) != 1:
+        qkv = qkv.contiguous(memory_format=torch.channels_last)
+    return readable(qkv, Maps.of_image(qkv, maps))
+
+
+def _position_of_keys(position: Tensor, keys: Tensor | Maps) -> Maps:
     """(D, H, W) in the shape of the keys."""
-    shape = (len(maps), heads, *maps.shape[2:])
-    return position.to(sum_dtype(maps)).expand(shape)
+    position = position.to(sum_dtype(keys))
+    return Maps(position, keys.shape, (0, 0, *position.stride()))
