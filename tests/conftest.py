@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import gc
+import os
 
 import pytest
 import torch
@@ -20,6 +21,13 @@ def fixed_seed():
 def pytest_addoption(parser):
     """``--thorough``: also what takes a minute a test."""
     parser.addoption("--thorough", action="store_true", help="also run tests marked thorough")
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than there are processors, for while a test waits for processes that it started."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return here + 1
 
 
 def pytest_collection_modifyitems(config, items):

@@ -120,6 +120,7 @@ def test_backbones_without_maps_are_refused(change, error):
         fpn_backbone(backbone)
 
 
+@pytest.mark.slow
 def test_without_torchvision_the_error_says_what_to_install():
     code = "import sys; sys.modules['torchvision'] = None; import acmix; import acmix.detection"
     result = subprocess.run(

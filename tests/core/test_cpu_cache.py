@@ -79,6 +79,7 @@ def test_a_folder_of_another_user_is_refused(cached, monkeypatch):
     assert built == [1]
 
 
+@pytest.mark.slow
 def test_doing_without_the_library_is_logged_once(tmp_path):
     code = """
 import torch, acmix

@@ -71,6 +71,7 @@ def test_calls_from_two_threads_at_once():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_forked_child_runs_every_kernel():
     out = run_python(
         """
@@ -95,6 +96,7 @@ def test_forked_child_runs_every_kernel():
     assert out.strip() == "0"
 
 
+@pytest.mark.slow
 def test_number_of_threads_is_torchs():
     out = run_python(
         """
@@ -118,6 +120,7 @@ def test_number_of_threads_is_torchs():
     assert three == (2 if library._openmp_pool() else 0)
 
 
+@pytest.mark.slow
 def test_no_compiler_leaves_torch_and_says_so(tmp_path):
     out = run_python(
         """

@@ -1,5 +1,6 @@
 import importlib.util
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,15 @@ import cuda_emulator
 from acmix.backends import cuda
 from cuda_emulator.device import emulated_device
 from support import ROOT
+
+# Of the contract of operators: tests of many calls, which the emulator takes seconds for.
+SLOW = ("test_gradcheck", "test_matches_reference_on_any_shape", "test_window_beyond_the_map")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.originalname in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item):

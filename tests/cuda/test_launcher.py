@@ -14,6 +14,7 @@ from acmix.backends import cuda
 from acmix.backends.cuda import launcher, sources, tiles
 
 
+@pytest.mark.slow
 def test_import_needs_torch_alone():
     code = (
         "import sys; sys.modules['cupy'] = None; import acmix.backends.cuda as b, torch;"

@@ -44,7 +44,13 @@ def run(config, model, folder):
     return {check.shape for check in checks}, [tuple(x.shape[2:]) for x in maps]
 
 
-@pytest.mark.parametrize(("config", "model", "sizes"), SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize(
+    ("config", "model", "sizes"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.thorough] * name.startswith("UPerNet"))
+        for name, case in SMALL.items()
+    ],
+)
 def test_command_writes_the_maps_of_a_small_model(config, model, sizes, tmp_path):
     shapes, maps = run(config, model, tmp_path)
     assert {(1, 3, 333, 500), (3, 3, 333, 500), (3, 3, 97, 61)} <= shapes

@@ -68,6 +68,7 @@ def test_retinanet_finds_the_shapes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_semantic_fpn_segments_the_shapes(tmp_path):
     data = write_ade(tmp_path / "ade", 4)
     config = "segmentation/fpn_acmix-pvt-tiny_8xb4-40k_ade20k-512x512"

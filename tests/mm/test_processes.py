@@ -115,6 +115,7 @@ def statistics(network, images):
     return out.detach(), images.grad, gradients, dict(network.named_buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_synchronised_batch_norm_of_uneven_batches(momentum, tmp_path):
     torch.manual_seed(0)
