@@ -24,10 +24,10 @@ def pytest_addoption(parser):
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """One more than there are processors, for while a test waits for processes that it started."""
+def pytest_xdist_auto_num_workers(config):
+    """One for each processor, and one more for while slow tests wait for what they started."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return here + 1
+    return here + ("not slow" not in config.option.markexpr)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,17 +1,28 @@
 """Calls that are written down, by an exporter or a tracer, and the sizes that they leave open."""
 
 import warnings
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import SymInt, Tensor
 
 Size = int | SymInt | Tensor
+Answer = TypeVar("Answer", bound=Callable[[], Any])
+
+
+def constant_when_compiled(function: Answer) -> Answer:
+    """Decorator: Dynamo calls the function as it compiles, and takes the result for a constant.
+
+    It is ``torch.compiler.assume_constant_result`` without the import of Dynamo, which takes as
+    long as that of torch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 # Asked as it runs: Dynamo of torch 2.9 takes whatever it compiles for an export.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 

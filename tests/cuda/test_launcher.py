@@ -18,10 +18,13 @@ from acmix.backends.cuda import launcher, sources, tiles
 def test_import_needs_torch_alone():
     code = (
         "import sys; sys.modules['cupy'] = None; import acmix.backends.cuda as b, torch;"
-        "print(b.why_not('sliding_window_attention', torch.zeros(1)))"
+        "print(b.why_not('sliding_window_attention', torch.zeros(1)));"
+        # It takes as long to import as torch.
+        "assert 'torch._dynamo' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "not on a CUDA device" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_reasons_name_what_is_wrong_with_the_tensor():

@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from acmix.tracing import constant_when_compiled
+
 
 # Dynamo enters the transforms that it traces, but takes their stack for an object even where there
 # is none: it has to ask as this runs.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def is_transformed() -> bool:
     """Whether a call is inside ``grad``, ``vmap`` and their like of torch.func, or forward mode."""
     transform = torch._C._functorch.peek_interpreter_stack()

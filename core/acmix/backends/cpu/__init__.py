@@ -15,6 +15,7 @@ from acmix.backends.cpu.convolution import convolution_path
 from acmix.backends.cpu.difference import neighbourhood_difference
 from acmix.backends.cpu.paths import sliding_window_paths
 from acmix.backends.derivatives import transformed
+from acmix.tracing import constant_when_compiled
 
 __all__ = [
     "convolution_path",
@@ -43,6 +44,6 @@ def why_not(op: str, x: Tensor) -> list[str]:
     return reasons if problem is None else [f"the CPU kernels are missing: {problem}"]
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _library_problem() -> str | None:
     return library.problem()

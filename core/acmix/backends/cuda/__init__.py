@@ -16,6 +16,7 @@ from acmix.backends.cuda.difference import neighbourhood_difference
 from acmix.backends.cuda.paths import sliding_window_paths
 from acmix.backends.cuda.sources import TYPES
 from acmix.backends.derivatives import transformed
+from acmix.tracing import constant_when_compiled
 
 __all__ = [
     "convolution_path",
@@ -42,7 +43,7 @@ def why_not(op: str, x: Tensor) -> list[str]:
     return reasons + transformed()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _has_cupy() -> bool:
     return find_spec("cupy") is not None
 
