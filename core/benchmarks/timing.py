@@ -16,13 +16,15 @@ REPEATS = 7
 
 
 def device_name() -> str:
-    """Processor, threads and versions that a figure belongs to."""
+    """Processor and its vectors, threads and versions that a figure belongs to."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0].split(":")[1].strip() if models else cpu
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    # Processors of several generations may have one name.
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu} ({vectors}), {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def keep_memory() -> None:
