@@ -7,6 +7,7 @@ from another environment instead of installing ``ci/locks/install.txt``.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -119,6 +120,10 @@ class User:
             folder = subprocess.check_output([others, "-c", where], text=True).strip()
             own = self.python("find the packages", "-c", where).strip()
             Path(own, "others.pth").write_text(f"{folder}\n")
+            # But for the distutils of setuptools, which Python 3.12 no longer has.
+            shim = Path(folder, "distutils-precedence.pth")
+            if shim.is_file():
+                shutil.copy(shim, Path(own, f"z-{shim.name}"))
         self.python("install the wheels", *pip, "--ignore-installed", *wheels)
 
     def train(self, project: str) -> None:

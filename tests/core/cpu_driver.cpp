@@ -1,9 +1,10 @@
 // Runs every CPU kernel on a list of shapes, in buffers without slack, for the sanitizers.
 //
 // Usage: driver CALLERS THREADS TYPES: so many threads call the kernels at once, each call with so
-// many threads of its own, on maps of "all" types or without the doubles ("floats"). Every result is computed in two ways that must agree to the last bit; exits
-// with 1 when they differ, or when a window too large for any memory does not run out of it (to
-// which AddressSanitizer must agree: allocator_may_return_null=1).
+// many threads of its own, on maps of "all" types or without the doubles ("floats"). Every result
+// is computed in two ways that must agree to the last bit; exits with 1 when they differ, or when a
+// window too large for any memory does not run out of it (to which AddressSanitizer must agree:
+// allocator_may_return_null=1).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
