@@ -37,7 +37,24 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("thorough"):
                 item.add_marker(skip)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items[:] = _parts(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+def _parts(items, count):
+    """The tests in so many equal parts, which processes start with, the slow ones first in each.
+
+    Those of a file stay together, for what they share, and files are dealt out in turn.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    turn = {path: i % count for i, path in enumerate(dict.fromkeys(item.path for item in slow))}
+    ordered = []
+    for part in range(count):
+        ordered += (item for item in slow if turn[item.path] == part)
+        more = len(items) * (part + 1) // count - len(ordered)
+        ordered += fast[: max(more, 0)]
+        fast = fast[max(more, 0) :]
+    return ordered + fast
 
 
 def pytest_collection_finish(session):
