@@ -83,14 +83,18 @@ def test_a_mode_reaches_every_layer(mode):
         assert {layer.dep_conv.mode for layer in layers if layer.has_convolution} <= {mode[1]}
 
 
+def decays(optimizer):
+    """Weight decay of every parameter."""
+    return {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+
+
 def test_optimiser_and_schedule_are_those_of_the_config():
     model, cfg = training.build(RUN), training.config("swin")
     wrapper = training.build_optim_wrapper(model, cfg.optim_wrapper)
-    settings = {id(p): g["weight_decay"] for g in wrapper.param_groups for p in g["params"]}
+    settings = decays(wrapper.optimizer)
     training._join_groups(wrapper.optimizer)
-    joined = {id(p): g["weight_decay"] for g in wrapper.param_groups for p in g["params"]}
-    assert joined == settings
-    assert {id(p) for p in model.parameters()} <= joined.keys()
+    assert decays(wrapper.optimizer) == settings
+    assert {id(p) for p in model.parameters()} == settings.keys()
     assert len(wrapper.optimizer.param_groups) == 2
     # An epoch of so many batches is a fifteenth of the run.
     schedule = [training._scheduler(dict(part), wrapper, 3) for part in cfg.param_scheduler]
