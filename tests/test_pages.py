@@ -67,6 +67,7 @@ def test_snippet_runs(path, snippet, output, tmp_path):
     assert result.stdout.strip().splitlines() == promised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "words"), typed_commands())
 def test_command_names_what_exists(folder, words):
     checks = {

@@ -108,6 +108,7 @@ def assert_follows(found, formula, warmup):
         assert rate == pytest.approx(formula(t), rel=1e-6, abs=slack + 1e-12), t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("project", FORMULAS)
 def test_every_rate_is_the_authors(project, tmp_path):
     config = next(path for path in CONFIGS if path.parts[-3] == project)

@@ -22,6 +22,7 @@ def _interpreted(compiler):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "case",
@@ -44,6 +45,7 @@ def test_neighbourhood(operator, dtype, kernel_size):
     operator.check_budget(case, "cuda", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "case",
@@ -58,6 +60,7 @@ def test_convolution(dtype, case):
     Convolution().check_budget(case, "cuda", dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_paths(dtype):
     Paths().check_budget(Case((5, 6), 3, batch=2, heads=1, depth=2), "cuda", dtype)

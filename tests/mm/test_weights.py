@@ -26,6 +26,7 @@ def file_of(writer, files):
     return made[writer]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_file_gives_its_logits_or_is_refused(writer, loader, files, tmp_path):

@@ -26,6 +26,7 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "precision"), [("csp", "32-true"), ("resnet18", "bf16-mixed")])
 def test_fit(name, precision, tmp_path):

@@ -42,6 +42,7 @@ def test_training_step_compiles(name):
         assert (mine - theirs).abs().max() <= 1e-9 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_activations_are_made_again(name, use_reentrant):
