@@ -120,7 +120,8 @@ class User:
             folder = subprocess.check_output([others, "-c", where], text=True).strip()
             own = self.python("find the packages", "-c", where).strip()
             Path(own, "others.pth").write_text(f"{folder}\n")
-            # But for the distutils of setuptools, which Python 3.12 no longer has.
+            # But for the distutils of setuptools, which Python 3.12 no longer has; it is asked for
+            # once the folder is on the path, in the order of the names.
             shim = Path(folder, "distutils-precedence.pth")
             if shim.is_file():
                 shutil.copy(shim, Path(own, f"z-{shim.name}"))

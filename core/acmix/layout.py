@@ -1,7 +1,6 @@
 """Memory formats and dtypes of maps, (B, N, D, H, W): the promises of fakes, kept by kernels."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,26 +9,7 @@ from torch import Tensor
 _LANES = 16
 
 
-class Strided(Protocol):
-    """What is asked of maps (B, N, D, H, W) here: a tensor, or what stands for a view of one."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """Five sizes."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of an element."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-
-    def stride(self) -> Sequence[int]:
-        """Distances in memory, in elements."""
-
-
-def is_channels_last(x: Strided) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """Whether kernels write their results for maps like ``x``, (B, N, D, H, W), channels last.
 
     CUDA kernels write channels first only.
@@ -64,7 +44,7 @@ def new_image(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
-def in_format_of(like: Strided, x: Tensor) -> Tensor:
+def in_format_of(like: Tensor, x: Tensor) -> Tensor:
     """``x``, stored channels last, in the dtype and the memory format of the maps ``like``.
 
     Args:
@@ -92,20 +72,16 @@ def computable(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def readable(x: Tensor, maps: Strided) -> Tensor:
-    """``x`` in a dtype that the CPU kernels read: their own, or bfloat16.
+def readable(x: Tensor) -> Tensor:
+    """Maps (B, maps, D, H, W) in a dtype that the CPU kernels read: their own, or bfloat16.
 
     bfloat16 is widened row by row where the channels of a map are whole vectors in memory, and
     otherwise in whole, like float16.
-
-    Args:
-        x: The tensor that the maps are in, or are.
-        maps: (B, maps, D, H, W).
     """
-    is_fast = x.dtype == torch.bfloat16 and maps.stride()[2] == 1 and maps.shape[2] % _LANES == 0
+    is_fast = x.dtype == torch.bfloat16 and x.stride(2) == 1 and x.shape[2] % _LANES == 0
     return x if is_fast else computable(x)
 
 
-def sum_dtype(x: Strided) -> torch.dtype:
+def sum_dtype(x: Tensor) -> torch.dtype:
     """The dtype of sums over ``x``: float32 for half precision, else its own."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

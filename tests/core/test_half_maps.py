@@ -88,7 +88,7 @@ def test_layer_does_not_depend_on_where_maps_are_widened(monkeypatch, memory_for
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         kept = layer(x)
         for module in (attention, convolution, paths):
-            monkeypatch.setattr(module, "readable", lambda x, maps: layout.computable(x))
+            monkeypatch.setattr(module, "readable", layout.computable)
         widened = layer(x)
     assert kept.dtype == torch.bfloat16
     torch.testing.assert_close(kept, widened, rtol=0, atol=0)
@@ -97,6 +97,6 @@ def test_layer_does_not_depend_on_where_maps_are_widened(monkeypatch, memory_for
 
 def test_whole_vectors_stay_narrow():
     wide, rest = (maps_like((1, 2, depth, 4, 4), True, 0) for depth in (32, 24))
-    assert layout.readable(wide, wide).dtype == torch.bfloat16
+    assert layout.readable(wide).dtype == torch.bfloat16
     for x in (rest, wide.contiguous(), wide.half()):
-        assert layout.readable(x, x).dtype == torch.float32
+        assert layout.readable(x).dtype == torch.float32

@@ -19,7 +19,7 @@ __all__ = ["attend", "attend_backward", "sliding_window_attention"]
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> tuple[Tensor, Tensor]:
-    maps = [readable(x, x) for x in (q, k, v)]
+    maps = [readable(x) for x in (q, k, v)]
     if len({x.dtype for x in maps}) > 1:
         maps = [computable(x) for x in maps]
     size = output_size(q.shape[3:], stride)

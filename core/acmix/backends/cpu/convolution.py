@@ -34,8 +34,7 @@ _VECTOR_BYTES = 64
 
 @kernel(ops.convolution, "CPU")
 def _forward(maps: Tensor, layer: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    x = channels_last(maps)
-    x = readable(x, x)
+    x = readable(channels_last(maps))
     size = output_size(maps.shape[3:], stride)
     out = new_image((len(maps), len(kernels), *size), x.dtype)
     library.load().run("convolution", *convolve(x, layer, kernels, stride, out))
@@ -53,7 +52,7 @@ def _backward(
 
 
 def convolve(
-    x: Tensor | Maps, fc_weight: Tensor, kernels: Tensor, stride: int, out: Tensor
+    x: Tensor, fc_weight: Tensor, kernels: Tensor, stride: int, out: Tensor
 ) -> library.Call:
     """The call that writes the path of channels-last maps.
 
@@ -118,7 +117,7 @@ def convolve_backward(
     return dlayer.to(fc_weight.dtype), dkernels.to(kernels.dtype)
 
 
-def _weights(x: Tensor | Maps, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | None, Tensor]:
+def _weights(x: Tensor, fc_weight: Tensor, kernels: Tensor) -> tuple[Tensor | None, Tensor]:
     """Layer and kernels as the library takes them: no layer where folding it is cheaper.
 
     Returns:
@@ -130,7 +129,7 @@ def _weights(x: Tensor | Maps, fc_weight: Tensor, kernels: Tensor) -> tuple[Tens
         layer = None if is_folded(fc_weight) else _contiguous(fc_weight, dtype)
         return layer, weights.contiguous()
     outs, side = kernels.shape[0] // x.shape[2], kernels.shape[-1]
-    folded = torch.empty((outs, fc_weight.shape[1], side, side, x.shape[2]), dtype=dtype)
+    folded = x.new_empty((outs, fc_weight.shape[1], side, side, x.shape[2]), dtype=dtype)
     tensors = dict(
         layer=_contiguous(fc_weight, dtype),
         kernels=_contiguous(kernels, dtype),
@@ -164,7 +163,7 @@ def _folding(folded: Sequence[int], fc_weight: Tensor) -> dict[str, int]:
 
 
 def _settings(
-    x: Tensor | Maps, layer: Tensor | None, weights: Tensor, stride: int, band: int
+    x: Tensor, layer: Tensor | None, weights: Tensor, stride: int, band: int
 ) -> dict[str, int]:
     """The numbers of a call; ``band`` rows of the result are one unit of work."""
     batch, maps, depth, height, width = x.shape

@@ -45,22 +45,17 @@ class Maps:
         (batch, heads, *size), (b, n, *pixel) = sums.shape, sums.stride()
         return cls(sums, (batch, heads, 1, *size), (b, n, 0, *pixel))
 
-    def part(self, index: int, parts: int) -> "Maps":
-        """One of so many equal parts of the maps, in their order."""
-        batch, maps, *rest = self.shape
-        count = maps // parts
-        offset = self.offset + index * count * self.strides[1]
-        return Maps(self.tensor, (batch, count, *rest), self.strides, offset)
+    @classmethod
+    def part_of(cls, maps: Tensor, index: int, parts: int) -> "Maps":
+        """One of so many equal parts of maps (B, maps, D, H, W), in their order."""
+        (batch, count, *rest), strides = maps.shape, maps.stride()
+        count //= parts
+        return cls(maps, (batch, count, *rest), strides, index * count * strides[1])
 
     @property
     def dtype(self) -> torch.dtype:
         """That of the tensor."""
         return self.tensor.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """That of the tensor."""
-        return self.tensor.device
 
     def stride(self) -> Sequence[int]:
         """Strides in elements, as those of a tensor are asked for."""

@@ -1,6 +1,5 @@
 """CPU kernels of both paths on one set of projections: attention and convolution path."""
 
-import torch
 from torch import Tensor
 
 from acmix import ops
@@ -36,18 +35,18 @@ def _forward(
     stride: int,
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    like = Maps.of_image(qkv, 3 * heads)
-    maps = Maps.of_image(_readable(qkv, 3 * heads), 3 * heads)
-    q, k, v = (maps.part(index, 3) for index in range(3))
+    like = maps_of(qkv, heads)
+    maps = readable(channels_last(like))
+    q, k, v = (Maps.part_of(maps, index, 3) for index in range(3))
     batch, channels = qkv.shape[:2]
     size = output_size(qkv.shape[2:], stride)
     attention, convolution = (
         new_image((batch, count, *size), maps.dtype) for count in (channels // 3, len(kernels))
     )
-    lse = torch.empty((batch, heads, *size), dtype=sum_dtype(maps))
+    lse = maps.new_empty((batch, heads, *size), dtype=sum_dtype(maps))
     window = kernel_size, stride, dilation
     out = Maps.of_image(attention, heads)
-    attending = attend((q, k, v), _position_of_keys(position, k), window, out, lse)
+    attending = attend((q, k, v), _position_of_keys(position, maps, heads), window, out, lse)
     convolving = convolve(maps, layer, kernels, stride, convolution)
     # Small maps have few units of work for the threads to share, and waking threads costs as much.
     library.load().run_paths(attending, convolving)
@@ -76,7 +75,7 @@ def _backward(
     attend_backward(
         computable(grad_attention).unflatten(1, (heads, -1)),
         maps.unflatten(1, (3, heads)).unbind(1),
-        _position_of_keys(position, grads[1]),
+        _position_of_keys(position, maps, heads),
         lse,
         (kernel_size, stride, dilation),
         grads,
@@ -90,14 +89,7 @@ def _backward(
     return in_format_of(maps_of(qkv, heads), dmaps.flatten(1, 2)), dposition, *weights
 
 
-def _readable(qkv: Tensor, maps: int) -> Tensor:
-    """The image of so many maps, their channels as neighbours, in a dtype that the kernels read."""
-    if qkv.shape[1] > maps and qkv.stride(1) != 1:
-        qkv = qkv.contiguous(memory_format=torch.channels_last)
-    return readable(qkv, Maps.of_image(qkv, maps))
-
-
-def _position_of_keys(position: Tensor, keys: Tensor | Maps) -> Maps:
+def _position_of_keys(position: Tensor, maps: Tensor, heads: int) -> Maps:
     """(D, H, W) in the shape of the keys."""
-    position = position.to(sum_dtype(keys))
-    return Maps(position, keys.shape, (0, 0, *position.stride()))
+    position = position.to(sum_dtype(maps))
+    return Maps(position, (len(maps), heads, *maps.shape[2:]), (0, 0, *position.stride()))
