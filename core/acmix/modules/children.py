@@ -76,9 +76,10 @@ def encode_position(conv: nn.Conv2d, like: Tensor) -> Tensor:
         return conv(pixel_grid(size, like))[0].to(like.dtype)
     make = partial(pixel_grid, size, conv.weight)
     grid = _grids.get(size, conv.weight, make)[0].flatten(1)
-    # A product, as torch's convolution of two channels is slow.
-    position = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), grid)
-    return unflatten(position, 1, size).to(like.dtype)
+    # A product, as torch's convolution of two channels is slow; channels last, as the CPU kernels
+    # read it.
+    position = F.linear(grid.t(), conv.weight.flatten(1), conv.bias)
+    return unflatten(position.t(), 1, size).to(like.dtype)
 
 
 def reset_children(layer: nn.Module) -> None:

@@ -23,7 +23,7 @@ struct AggregationUnit {
         const Window& w = p.window;
         Unit<T> unit(p, group, tile, p.query_pitch, arena);
         int64_t depth = w.depth, pitch = p.query_pitch;
-        T* values = arena.take<T>(p.tile_rows, depth, p.key_pitch);
+        T* values = arena.take<T>(p.key_rows, depth, p.key_pitch);
         Strip<T> out{arena.take<T>(p.tile_h, depth, pitch), pitch, depth};
         Strip<T> weights{arena.take<T>(kRows, p.taps, pitch), pitch, p.taps};
         int64_t* table = unit.take_table(arena);
@@ -34,12 +34,11 @@ struct AggregationUnit {
         unit.load_keys(values, call.v, unit.key_lanes(call.v, table), unit.y0 * w.stride, key_rows);
         Lanes lanes = unit.query_lanes(call.w, table);
         unit.for_sets(rows, [&](int64_t y, int count) {
-            int64_t step_count = unit.query_steps(count);
+            int64_t step_count = unit.query_steps(y, count);
             unit.load_queries(weights, call.w, lanes, unit.y0 + y, p.apart, count, T(1));
             for (int64_t x = 0; x < p.lanes; x += L) {
-                int64_t k_at = y * w.stride * depth * p.key_pitch + x;
-                unit.gather_queries(step_count, weights.data + x, p.taps * pitch, values + k_at,
-                                    count, out.row(y) + x);
+                unit.gather_queries(step_count, weights.data + x, p.taps * pitch, values + x, count,
+                                    out.row(y) + x);
             }
         });
         unit.store_queries(call.out, unit.query_lanes(call.out, table), unit.y0, rows, out, T(1));
@@ -49,7 +48,7 @@ struct AggregationUnit {
         const Window& w = p.window;
         Unit<T> unit(p, group, tile, p.query_pitch, arena);
         int64_t depth = w.depth, pitch = p.query_pitch, padded_h = w.height + 2 * p.pad;
-        T* values = arena.take<T>(p.tile_rows, depth, p.key_pitch);
+        T* values = arena.take<T>(p.key_rows, depth, p.key_pitch);
         T* dv = arena.take<T>(padded_h, depth, p.key_pitch);
         T* grad = arena.take<T>(p.tile_h, depth, pitch);
         T* weights = arena.take<T>(p.tile_h, p.taps, pitch);
@@ -77,8 +76,7 @@ struct AggregationUnit {
                               T(1));
             unit.for_sets(rows, [&](int64_t y, int count) {
                 for (int64_t x = 0; x < p.lanes; x += L) {
-                    unit.window_dots(grad + y * row_size + p.margin + x,
-                                     values + y * w.stride * depth * p.key_pitch + x, count,
+                    unit.window_dots(grad + y * row_size + p.margin + x, values + x, y, count,
                                      dw + y * w_size + p.margin + x, p.apart * w_size);
                 }
             });

@@ -29,7 +29,7 @@ struct AttentionUnit {
     // Where a border does not reflect, keys outside the image are left out of the softmax.
     bool cuts() const { return !p.window.reflect; }
 
-    // What is taken off the keys, its lanes and scratch for one row.
+    // Scratch for what is taken off the keys.
     struct Position {
         int64_t* table = nullptr;
         T* row = nullptr;
@@ -44,14 +44,8 @@ struct AttentionUnit {
                    const Position& position) const {
         if (position.row == nullptr) return unit.load_keys(to, call.k, lanes, first, rows);
         const Map& map = call.position;
-        int64_t depth = p.window.depth, row_size = depth * p.key_pitch;
-        Lanes minus = unit.key_lanes(map, position.table);
-        unit.load_keys(to, call.k, lanes, first, rows, [&](T* row, int64_t y) {
-            load_row(position.row, p.key_pitch, depth, map, y * map.stride[3], minus, T(1));
-            for (int64_t i = 0; i < row_size; i += L) {
-                S::store(row + i, S::load(row + i) - S::load(position.row + i));
-            }
-        });
+        Minus<T> minus{&map, unit.key_lanes(map, position.table), position.row};
+        unit.load_keys(to, call.k, lanes, first, rows, &minus);
     }
 
     // Minus infinity where a window column falls outside the image, [column][lane].
@@ -130,8 +124,8 @@ struct AttentionUnit {
         // The weights of one vector of queries at a time stay in the first level cache.
         Unit<T> unit(p, group, tile, L, arena);
         int64_t depth = w.depth, pitch = p.query_pitch;
-        T* values = arena.take<T>(p.tile_rows, depth, p.key_pitch);
-        T* keys = arena.take<T>(p.tile_rows, depth, p.key_pitch);
+        T* values = arena.take<T>(p.key_rows, depth, p.key_pitch);
+        T* keys = arena.take<T>(p.key_rows, depth, p.key_pitch);
         Strip<T> out{arena.take<T>(p.tile_h, depth, pitch), pitch, depth};
         Strip<T> q{arena.take<T>(p.tile_h, depth, pitch), pitch, depth};
         T* s = arena.take<T>(kRows, p.taps, L);
@@ -150,17 +144,16 @@ struct AttentionUnit {
                           rows, kLog2e / T(sqrt(double(depth))));
         int64_t s_row = p.taps * L;
         unit.for_sets(rows, [&](int64_t y, int count) {
-            int64_t step_count = unit.query_steps(count);
+            int64_t step_count = unit.query_steps(y, count);
             for (int64_t x = 0; x < p.lanes; x += L) {
-                int64_t k_at = y * w.stride * depth * p.key_pitch + x;
                 V inverse[kRows];
-                unit.window_dots(q.row(y) + x, keys + k_at, count, s, s_row);
+                unit.window_dots(q.row(y) + x, keys + x, y, count, s, s_row);
                 for (int j = 0; j < count; j++) {
                     int64_t row = y + j * p.apart;
                     if (cuts()) cut(s + j * s_row, L, mask + x, unit.y0 + row);
                     inverse[j] = softmax(s + j * s_row, lse.row(row) + x);
                 }
-                unit.gather_queries(step_count, s, s_row, values + k_at, count, out.row(y) + x);
+                unit.gather_queries(step_count, s, s_row, values + x, count, out.row(y) + x);
                 for (int j = 0; j < count; j++) {
                     for (int64_t d = 0; d < depth; d++) {
                         T* at = out.row(y + j * p.apart) + x + d * pitch;
@@ -177,12 +170,12 @@ struct AttentionUnit {
         const Window& w = p.window;
         Unit<T> unit(p, group, tile, p.query_pitch, arena);
         int64_t depth = w.depth, pitch = p.query_pitch, padded_h = w.height + 2 * p.pad;
-        T* values = arena.take<T>(p.tile_rows, depth, p.key_pitch);
+        T* values = arena.take<T>(p.key_rows, depth, p.key_pitch);
         T* dv = arena.take<T>(padded_h, depth, p.key_pitch);
         T* grad = arena.take<T>(p.tile_h, depth, pitch);
         T* s = arena.take<T>(p.tile_h, p.taps, pitch);
         T* ds = arena.take<T>(p.tile_h, p.taps, pitch);
-        T* keys = arena.take<T>(p.tile_rows, depth, p.key_pitch);
+        T* keys = arena.take<T>(p.key_rows, depth, p.key_pitch);
         T* dk = arena.take<T>(padded_h, depth, p.key_pitch);
         T* q = arena.take<T>(p.tile_h, depth, pitch);
         Strip<T> dq{arena.take<T>(p.tile_h, depth, pitch), pitch, depth};
@@ -221,10 +214,9 @@ struct AttentionUnit {
             unit.for_sets(rows, [&](int64_t y, int count) {
                 int64_t q_at = y * row_size + p.margin, s_at = y * s_size + p.margin;
                 for (int64_t x = 0; x < p.lanes; x += L) {
-                    int64_t k_at = y * w.stride * depth * p.key_pitch + x;
-                    unit.window_dots(grad + q_at + x, values + k_at, count, ds + s_at + x,
+                    unit.window_dots(grad + q_at + x, values + x, y, count, ds + s_at + x,
                                      p.apart * s_size);
-                    unit.window_dots(q + q_at + x, keys + k_at, count, s + s_at + x,
+                    unit.window_dots(q + q_at + x, keys + x, y, count, s + s_at + x,
                                      p.apart * s_size);
                     for (int j = 0; cuts() && j < count; j++) {
                         cut(s + s_at + j * p.apart * s_size + x, pitch, mask + x,
@@ -244,10 +236,9 @@ struct AttentionUnit {
             unit.gather_keys(dv, y0, rows, s, grad);
             unit.gather_keys(dk, y0, rows, ds, q);
             unit.for_sets(rows, [&](int64_t y, int count) {
-                int64_t step_count = unit.query_steps(count), s_at = y * s_size + p.margin;
+                int64_t step_count = unit.query_steps(y, count), s_at = y * s_size + p.margin;
                 for (int64_t x = 0; x < p.lanes; x += L) {
-                    int64_t k_at = y * w.stride * depth * p.key_pitch + x;
-                    unit.gather_queries(step_count, ds + s_at + x, p.apart * s_size, keys + k_at,
+                    unit.gather_queries(step_count, ds + s_at + x, p.apart * s_size, keys + x,
                                         count, dq.row(y) + x);
                 }
             });

@@ -40,6 +40,7 @@ struct Plan {
     int64_t phase_pitch, key_pitch;  // lanes of a padded row: stride * phase_pitch + slack
     int64_t query_pitch, margin;     // queries between margins of zeros (backward)
     int64_t tile_rows;               // padded rows that one tile of queries sees
+    int64_t key_rows;                // of scratch for them: those of the image, and one of zeros
     int64_t units;                   // of work
 };
 
@@ -88,13 +89,19 @@ void set_pitches(Plan& p, int64_t group) {
     p.query_pitch = odd_lines(p.margin + max_of(p.lanes, p.phase_pitch), L);
 }
 
+// Of so many padded rows, those that are different.
+INLINE int64_t rows_in_scratch(const Window& w, int64_t rows) {
+    return min_of(rows, w.height) + (w.reflect ? 0 : 1);
+}
+
 // Rows of a tile of queries: as many as scratch has room for, and enough tiles for all threads.
 template <typename T>
 int64_t tile_height(const Plan& p, int64_t reach) {
     const Window& w = p.window;
     int64_t unit = kRows * p.apart, rows = unit;
     auto bytes = [&](int64_t h) {
-        int64_t size = sizeof(T), key_rows = product(h - 1, w.stride) + reach + 1;
+        int64_t size = sizeof(T),
+                key_rows = rows_in_scratch(w, product(h - 1, w.stride) + reach + 1);
         if (w.backward) {
             return product(h, product(2, p.taps) + product(3, w.depth), p.query_pitch, size);
         }
@@ -133,6 +140,7 @@ Plan make_plan(const Window& window) {
     if (!w.backward) p.tile_h = tile_height<T>(p, reach);
     p.tiles_y = ceil_div(p.out_h, p.tile_h);
     p.tile_rows = (p.tile_h - 1) * w.stride + reach + 1;
+    p.key_rows = rows_in_scratch(w, p.tile_rows);
     p.tiles = w.backward ? 1 : p.tiles_x * p.tiles_y;
     // Channels last, the heads of a pixel are neighbours in memory: what is fetched along with the
     // first is there for the next.

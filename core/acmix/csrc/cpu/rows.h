@@ -132,23 +132,57 @@ INLINE void scaled_copy(T* to, const T* from, int64_t n, T scale) {
     }
 }
 
-// Transposes a square of lanes: log2(L) rounds that interleave row i with row i + L / 2.
+#ifdef ACMIX_SHUFFLE
+// The halves of a and b interleaved inside each chunk of E lanes: a0 b0 a1 b1 ...
+template <int E, typename V, int... I>
+INLINE void zip_chunks(V& a, V& b, Seq<I...>) {
+    constexpr int n = sizeof...(I);
+    V low = __builtin_shufflevector(a, b, (I / E * E + I % E / 2 + I % 2 * n)...);
+    b = __builtin_shufflevector(a, b, (I / E * E + I % E / 2 + E / 2 + I % 2 * n)...);
+    a = low;
+}
+// Every second chunk of E lanes of a changes places with that of b before it.
+template <int E, typename V, int... I>
+INLINE void swap_chunks(V& a, V& b, Seq<I...>) {
+    constexpr int n = sizeof...(I);
+    V low = __builtin_shufflevector(a, b, (I & E ? I - E + n : I)...);
+    b = __builtin_shufflevector(a, b, (I & E ? I + n : I + E)...);
+    a = low;
+}
+template <typename T, int E>
+INLINE void swap_all_chunks(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
+    constexpr int L = Simd<T>::kLanes;
+    if constexpr (E < L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++) {
+            if ((i & E) == 0) swap_chunks<E>(rows[i], rows[i + E], typename MakeSeq<L>::type());
+        }
+        swap_all_chunks<T, 2 * E>(rows);
+    }
+}
+#endif
+
+// Transposes a square of lanes: first the squares inside chunks of 16 bytes, whose lanes are
+// cheaper to move than those of different chunks, and then the chunks.
 template <typename T>
 INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
     constexpr int L = Simd<T>::kLanes;
 #ifdef ACMIX_SHUFFLE
-#pragma GCC unroll 4
-    for (int round = L; round > 1; round /= 2) {
+    constexpr int E = 16 / sizeof(T);
+#pragma GCC unroll 2
+    for (int round = E; round > 1; round /= 2) {
         typename Simd<T>::V next[L];
 #pragma GCC unroll 16
         for (int i = 0; i < L / 2; i++) {
-            typename Simd<T>::V a = rows[i], b = rows[i + L / 2];
-            zip(a, b, typename MakeSeq<L>::type());
-            next[2 * i] = a, next[2 * i + 1] = b;
+            int at = i / (E / 2) * E + i % (E / 2), to = i / (E / 2) * E + i % (E / 2) * 2;
+            typename Simd<T>::V a = rows[at], b = rows[at + E / 2];
+            zip_chunks<E>(a, b, typename MakeSeq<L>::type());
+            next[to] = a, next[to + 1] = b;
         }
 #pragma GCC unroll 16
         for (int i = 0; i < L; i++) rows[i] = next[i];
     }
+    swap_all_chunks<T, E>(rows);
 #else
     for (int i = 0; i < L; i++) {
         for (int j = 0; j < i; j++) {
@@ -159,6 +193,39 @@ INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
 #endif
 }
 
+// Whether lanes are copied by squares of vectors of channels: those are neighbours in memory.
+template <typename T>
+INLINE bool by_squares(const Lanes& lanes, int64_t stride, int64_t depth) {
+    constexpr int L = Simd<T>::kLanes;
+    return stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0;
+}
+
+// dst[d * pitch + lane] = scale * src[lane offset + d] for the channels d that whole squares have;
+// returns their number. change(lane, d, v) is what becomes of a vector of a lane's channels.
+template <typename T, typename E, typename Change>
+INLINE int64_t load_squares(T* dst, int64_t pitch, int64_t depth, const E* src, const Lanes& lanes,
+                            T scale, int64_t next_row, Change change) {
+    using S = Simd<T>;
+    constexpr int L = S::kLanes;
+    int64_t d = 0;
+    for (; d + L <= depth; d += L) {
+        for (int64_t lane = 0; lane < lanes.count; lane += L) {
+            typename S::V rows[L];
+            for (int i = 0; i < L; i++) {
+                int64_t offset = lanes.offset[lane + i];
+                rows[i] = typename S::V{};
+                if (offset < 0) continue;
+                rows[i] = change(lane + i, d, load_vector(src + offset + d));
+                // The stride of pixels is too long for the hardware to see the next row come.
+                __builtin_prefetch(src + offset + d + next_row);
+            }
+            transpose<T>(rows);
+            for (int i = 0; i < L; i++) S::store(dst + (d + i) * pitch + lane, rows[i] * scale);
+        }
+    }
+    return d;
+}
+
 // dst[d * pitch + lane] = scale * src[lane offset + d * stride]
 template <typename T, typename E>
 void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t stride,
@@ -166,20 +233,9 @@ void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t str
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
-    if (stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0) {
-        for (; d + L <= depth; d += L) {
-            for (int64_t lane = 0; lane < lanes.count; lane += L) {
-                typename S::V rows[L];
-                for (int i = 0; i < L; i++) {
-                    int64_t offset = lanes.offset[lane + i];
-                    rows[i] = offset < 0 ? typename S::V{} : load_vector(src + offset + d);
-                    // The stride of pixels is too long for the hardware to see the next row come.
-                    if (offset >= 0) __builtin_prefetch(src + offset + d + next_row);
-                }
-                transpose<T>(rows);
-                for (int i = 0; i < L; i++) S::store(dst + (d + i) * pitch + lane, rows[i] * scale);
-            }
-        }
+    if (by_squares<T>(lanes, stride, depth)) {
+        auto same = [](int64_t, int64_t, typename S::V v) { return v; };
+        d = load_squares(dst, pitch, depth, src, lanes, scale, next_row, same);
     }
 #if defined(__AVX512F__)
     if constexpr (sizeof(E) == sizeof(T)) {
@@ -262,6 +318,39 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const Map& map, int64_t at, 
     with_elements<T>(map, [&](const auto* data) {
         load_row_of(dst, pitch, depth, data + at, map.stride[2], lanes, scale, next_row);
     });
+}
+
+// What is taken off the rows of a map: a map of T, its lanes and scratch for a row of it.
+template <typename T>
+struct Minus {
+    const Map* map;
+    Lanes lanes;
+    T* row;
+};
+
+// The same less row y of `minus`.
+template <typename T>
+void load_difference(T* dst, int64_t pitch, int64_t depth, const Map& map, int64_t at,
+                     const Lanes& lanes, int64_t next_row, const Minus<T>& minus, int64_t y) {
+    using S = Simd<T>;
+    constexpr int L = S::kLanes;
+    int64_t minus_at = y * minus.map->stride[3];
+    if (by_squares<T>(lanes, map.stride[2], depth) && depth % L == 0 && minus.map->stride[2] == 1) {
+        const T* row = static_cast<const T*>(minus.map->data) + minus_at;
+        auto less = [&](int64_t lane, int64_t d, typename S::V v) {
+            return v - S::load(row + minus.lanes.offset[lane] + d);
+        };
+        return with_elements<T>(map, [&](const auto* data) {
+            load_squares(dst, pitch, depth, data + at, lanes, T(1), next_row, less);
+        });
+    }
+    load_row(dst, pitch, depth, map, at, lanes, T(1), next_row);
+    load_row(minus.row, pitch, depth, *minus.map, minus_at, minus.lanes, T(1));
+    for (int64_t d = 0; d < depth; d++) {
+        for (int64_t i = d * pitch; i < d * pitch + lanes.count; i += L) {
+            S::store(dst + i, S::load(dst + i) - S::load(minus.row + i));
+        }
+    }
 }
 
 template <typename T>

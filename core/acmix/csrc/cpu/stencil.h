@@ -18,7 +18,7 @@ namespace {
 // Pixels whose sums for B outputs fit into the registers.
 template <int B>
 constexpr int pixels_of() {
-    constexpr int many[] = {0, 8, 8, 8, 6}, few[] = {0, 6, 4, 3, 2};
+    constexpr int many[] = {0, 8, 8, 8, 6}, few[] = {0, 8, 6, 4, 3};
     return kManyRegisters ? many[B] : few[B];
 }
 // Columns of a band are visited in strips, so that two of three rows of a window are still in the
@@ -58,15 +58,19 @@ void stencil_block(const T* in, const int64_t* offset, const Stack& stack, int64
         // Neighbouring columns are neighbours in memory: one run of the row.
         const int64_t start = ty * stack.row_size, end = start + kernel * stack.pixel_size;
         for (int64_t at = start; at < end; at += S::kLanes, weights += B * S::kLanes) {
-            typename S::V weight[B];
-#pragma GCC unroll 4
-            for (int b = 0; b < B; b++) weight[b] = S::load(weights + b * S::kLanes);
+            // The fewer of the two stay in registers, and the others pass through one.
+            constexpr int F = B <= P ? B : P, M = B + P - F;
+            auto few = [&](int i) { return B <= P ? weights + i * S::kLanes : from[i] + at; };
+            auto many = [&](int i) { return B <= P ? from[i] + at : weights + i * S::kLanes; };
+            typename S::V kept[F];
 #pragma GCC unroll 8
-            for (int p = 0; p < P; p++) {
-                typename S::V value = S::load(from[p] + at);
-                KEEP(value);
-#pragma GCC unroll 4
-                for (int b = 0; b < B; b++) sum[b][p] += weight[b] * value;
+            for (int i = 0; i < F; i++) kept[i] = S::load(few(i));
+#pragma GCC unroll 8
+            for (int j = 0; j < M; j++) {
+                typename S::V one = S::load(many(j));
+                KEEP(one);
+#pragma GCC unroll 8
+                for (int i = 0; i < F; i++) (B <= P ? sum[i][j] : sum[j][i]) += kept[i] * one;
             }
         }
 #pragma GCC unroll 4

@@ -31,6 +31,7 @@ struct Unit {
     const Window& w;
     int64_t first_head, head_count, y0, x0, width;  // heads and the corner and width of the tile
     int64_t tap;          // lanes from a tap's numbers in scratch to the next tap's
+    int64_t* key_row;     // where each padded row of the tile's keys lies in scratch
     int64_t* key_column;  // where each window column lies in a padded row of keys
     int64_t* tap_column;  // and among the taps of a window row
     int64_t* shifted;     // columns of the keys' side of the windows: see gather_keys
@@ -45,6 +46,7 @@ struct Unit {
           x0(tile % plan.tiles_x * plan.tile_w),
           width(min_of(plan.tile_w, plan.out_w - x0)),
           tap(tap_lanes),
+          key_row(arena.take<int64_t>(plan.tile_rows)),
           key_column(arena.take<int64_t>(w.kernel)),
           tap_column(arena.take<int64_t>(w.kernel)),
           shifted(arena.take<int64_t>(2, w.kernel)),
@@ -85,46 +87,42 @@ struct Unit {
 
     // Lanes of a padded row of keys of this tile: [phase][column][head].
     Lanes key_lanes(const Map& map, int64_t* table, bool interior = false) const {
-        for (int64_t i = 0; i < p.key_pitch; i++) {
+        int64_t count = w.stride * p.phase_pitch;
+        for (int64_t i = 0; i < count; i++) {
             int64_t phase = i / p.phase_pitch, rest = i % p.phase_pitch;
             int64_t g = rest % p.group;
             int64_t padded = (x0 + rest / p.group) * w.stride + phase;
-            bool real = phase < w.stride && g < head_count && padded < w.width + 2 * p.pad;
+            bool real = g < head_count && padded < w.width + 2 * p.pad;
             bool reflect = w.reflect && !interior;
             int64_t x = real ? source_index(padded, p.pad, w.width, reflect) : -1;
             table[i] = x < 0 ? -1 : head_offset(map, g) + x * map.stride[4];
         }
-        return find_runs<T>(table, p.key_pitch);
+        return find_runs<T>(table, count);
     }
 
     // ----------------------------------------------------------------------------- copies
 
-    // Padded rows [first, first + rows) of a map into scratch [row][channel][key_pitch];
-    // change(row, y) is called for each row y of the map that was copied.
-    template <typename Change>
+    // Padded rows [first, first + rows) of a map into scratch [row][channel][key_pitch], which
+    // has each row of the image once; less those of another map where there is one.
     void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
-                   Change change) const {
-        int64_t row_size = w.depth * p.key_pitch;
-        auto source = [&](int64_t r) {
-            return source_index(first + r, p.pad, w.height, w.reflect);
-        };
+                   const Minus<T>* minus = nullptr) const {
+        int64_t row_size = w.depth * p.key_pitch, y_step = map.stride[3];
+        int64_t begin = max_of(first - p.pad, 0), end = min_of(first + rows - p.pad, w.height);
+        bool zeros = false;
         for (int64_t r = 0; r < rows; r++) {
-            int64_t y = source(r), inside = y + p.pad - first;
-            // A reflected row whose image is in this tile too is copied once that is there.
-            if (y < 0) memset(to + r * row_size, 0, row_size * sizeof(T));
-            if (y < 0 || (inside != r && inside >= 0 && inside < rows)) continue;
-            load_row(to + r * row_size, p.key_pitch, w.depth, map, y * map.stride[3], lanes, T(1),
-                     map.stride[3]);
-            change(to + r * row_size, y);
+            int64_t y = source_index(first + r, p.pad, w.height, w.reflect);
+            key_row[r] = (y < 0 ? end - begin : y - begin) * row_size;
+            zeros = zeros || y < 0;
         }
-        for (int64_t r = 0; r < rows; r++) {
-            int64_t y = source(r), inside = y + p.pad - first;
-            if (y < 0 || inside == r || inside < 0 || inside >= rows) continue;
-            memcpy(to + r * row_size, to + inside * row_size, row_size * sizeof(T));
+        for (int64_t y = begin; y < end; y++, to += row_size) {
+            if (minus == nullptr) {
+                load_row(to, p.key_pitch, w.depth, map, y * y_step, lanes, T(1), y_step);
+            } else {
+                load_difference(to, p.key_pitch, w.depth, map, y * y_step, lanes, y_step, *minus,
+                                y);
+            }
         }
-    }
-    void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows) const {
-        load_keys(to, map, lanes, first, rows, [](T*, int64_t) {});
+        if (zeros) memset(to, 0, row_size * sizeof(T));
     }
 
     // Sums [row][channel][key_pitch] of all padded positions, added up at the pixels that they
@@ -195,13 +193,13 @@ struct Unit {
         }
     }
 
-    // s[j][o] of a set of rows against their keys; q, keys and s point at the lanes' start, and
-    // s_row lanes lie between the first taps of two rows.
-    void window_dots(const T* q, const T* keys, int rows, T* s, int64_t s_row) const {
+    // s[j][o] of a set of rows, the first of which is y of the tile, against their keys; q, keys
+    // and s point at the lanes' start, and s_row lanes lie between the first taps of two rows.
+    void window_dots(const T* q, const T* keys, int64_t y, int rows, T* s, int64_t s_row) const {
         int64_t k = w.kernel, q_row = p.apart * w.depth * p.query_pitch;
         for_key_rows(rows, [&](int64_t t, int first, int last) {
             const T* query = q + first * q_row;
-            const T* key = keys + t * w.dilation * w.depth * p.key_pitch;
+            const T* key = keys + key_row[y * w.stride + t * w.dilation];
             T* to = s + first * s_row + (t - first * p.key_step) * k * tap;
             // The next query row sees this key row one or more window rows earlier.
             int64_t to_row = s_row - p.key_step * k * tap;
@@ -219,11 +217,12 @@ struct Unit {
         });
     }
 
-    // Fills in the steps from the key rows of a set's windows to its queries; returns their number.
-    int64_t query_steps(int rows) const {
+    // Fills in the steps from the key rows of a set's windows to its queries, of rows from y of
+    // the tile on; returns their number.
+    int64_t query_steps(int64_t y, int rows) const {
         int64_t count = 0;
         for_key_rows(rows, [&](int64_t t, int first, int last) {
-            int64_t source = t * w.dilation * w.depth * p.key_pitch;
+            int64_t source = key_row[y * w.stride + t * w.dilation];
             steps[count++] = {t * w.kernel * tap, source, first, last};
         });
         return count;
