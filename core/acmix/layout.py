@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from acmix.tracing import Size, unflatten
+
 # Of the widest vectors of floats.
 _LANES = 16
 
@@ -42,6 +44,15 @@ def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
 def new_image(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """New (B, C, H, W) on the CPU, channels last."""
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+
+def image_of(tokens: Tensor, size: Sequence[Size]) -> Tensor:
+    """Tokens (B, H * W, C) as an image (B, C, H, W), channels last.
+
+    The stride of a batch of one says so too: of tokens that are transposed first it does not, and
+    torch's operators then make the image anew, channels first.
+    """
+    return unflatten(tokens, 1, size).permute(0, 3, 1, 2)
 
 
 def in_format_of(like: Tensor, x: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from acmix import GlobalACmix
 from acmix.checks import check_choice, require
 from acmix.geometry import missing, pad_missing
+from acmix.layout import image_of
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.layer_depth import STEM, layer_depth
-from acmix.tracing import as_number, is_known, unflatten
+from acmix.tracing import as_number, is_known
 from acmix_pvt.convert import convert_state_dict
 
 
@@ -235,7 +236,7 @@ class ACmixPVT(ACmixBackbone, BaseBackbone):
             for block in getattr(self, f"block{stage + 1}"):
                 tokens = block(tokens, hw_shape)
             pixels = tokens[:, self._extra_tokens(stage) :]
-            x = unflatten(pixels.transpose(1, 2), 2, hw_shape)
+            x = image_of(pixels, hw_shape)
             if stage in self.out_indices:
                 maps.append(x)
         if self.out_type == "cls_token":
@@ -320,7 +321,7 @@ def resize_position(position: Tensor, hw_shape: tuple[int, int], extra: int) -> 
     side = round(as_number(pixels.shape[1]) ** 0.5)
     if is_known(*hw_shape) and tuple(hw_shape) == (side, side):
         return position
-    maps = pixels.transpose(1, 2).unflatten(2, (side, side))
+    maps = image_of(pixels, (side, side))
     maps = F.interpolate(maps, size=tuple(hw_shape), mode="bilinear", align_corners=False)
     return torch.cat([tokens, maps.flatten(2).transpose(1, 2)], dim=1)
 

@@ -10,13 +10,13 @@ from mmengine.registry import MODELS
 from mmpretrain.models import SwinTransformer
 from mmpretrain.models.backbones.swin_transformer import SwinBlock
 from mmpretrain.models.utils import ShiftWindowMSA
-from torch import Tensor
+from torch import Tensor, nn
 
 from acmix import WindowACmix
 from acmix.geometry import cropped, exceeds, missing, pad_missing
 from acmix.mm.backbone import ACmixBackbone
 from acmix.mm.checkpointing import Checkpointed
-from acmix.tracing import at_least, is_known, unflatten
+from acmix.tracing import at_least, is_known, is_written_down, unflatten
 from acmix_swin.convert import convert_state_dict
 
 
@@ -151,6 +151,30 @@ class AnySizePadding(AdaptivePadding):
         return lacks if overlap >= 0 else at_least(lacks, 0)
 
 
+class Tiles(nn.Unfold):
+    """``nn.Unfold`` of patches side by side, each pixel in one of them.
+
+    A rearrangement of the pixels is the same in half of torch's time for it, and in a third with
+    the backward pass. A program that is written down keeps what exporters know.
+    """
+
+    @classmethod
+    def replacing(cls, unfold: nn.Unfold) -> nn.Unfold:
+        """One like ``unfold``, or itself where its patches overlap, leave gaps or aren't square."""
+        (side, width), stride = unfold.kernel_size, unfold.stride
+        plain = unfold.dilation == (1, 1) and unfold.padding == (0, 0)
+        tiles = plain and side == width and stride == (side, side)
+        if not tiles:
+            return unfold
+        return cls(unfold.kernel_size, unfold.dilation, unfold.padding, unfold.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), divisible by the side S of a patch, to (B, C * S², patches)."""
+        if is_written_down():
+            return super().forward(x)
+        return F.pixel_unshuffle(x, self.kernel_size[0]).flatten(2)
+
+
 def _build_window_acmix(embed_dims: int, window_size: tuple[int, int], **kwargs) -> WindowACmix:
     return WindowACmix(embed_dims, window_size, **kwargs)
 
@@ -200,6 +224,8 @@ class ACmixSwinTransformer(ACmixBackbone, SwinTransformer):
         for module in self.modules():
             if isinstance(getattr(module, "adaptive_padding", None), AdaptivePadding):
                 module.adaptive_padding = AnySizePadding.replacing(module.adaptive_padding)
+                if isinstance(getattr(module, "sampler", None), nn.Unfold):
+                    module.sampler = Tiles.replacing(module.sampler)
         self.train()  # frozen before a wrapper for several processes looks
 
     def _prepare_relative_position_bias_table(

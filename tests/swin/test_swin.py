@@ -11,6 +11,7 @@ from mmpretrain.registry import MODELS
 from acmix import CheckpointError, load_released
 from acmix.mm import load_weights
 from acmix_swin import ACmixSwinTransformer
+from acmix_swin.backbone import Tiles
 from acmix_swin.convert import convert_state_dict
 from support import GOLDEN, golden, golden_weights
 
@@ -175,3 +176,34 @@ def test_other_classes_are_refused_in_a_test_and_start_anew_in_training(caplog):
     load_weights(model, weights, "file")
     name = "backbone.patch_embed.norm.bias"
     assert torch.equal(model.state_dict()[name], weights[name])
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_tiles_are_torchs_unfold(side):
+    unfold = torch.nn.Unfold(side, stride=side)
+    tiles = Tiles.replacing(torch.nn.Unfold((side,) * 2, (1, 1), (0, 0), (side,) * 2))
+    assert type(tiles) is Tiles
+    x = torch.randn(2, 3, 2 * side, 3 * side, requires_grad=True)
+    for maps in (x, x.to(memory_format=torch.channels_last)):
+        out, expected = tiles(maps), unfold(maps)
+        assert torch.equal(out, expected)
+        grad = torch.randn_like(out)
+        theirs = torch.autograd.grad(expected, x, grad)
+        assert torch.equal(*torch.autograd.grad(out, x, grad), *theirs)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "padding", "stride"),
+    [(2, 1, 0, 1), (2, 2, 0, 2), (2, 1, 1, 2), ((2, 3), 1, 0, (2, 3))],
+)
+def test_what_does_not_tile_stays_as_it_is(kernel, dilation, padding, stride):
+    pairs = [n if isinstance(n, tuple) else (n, n) for n in (kernel, dilation, padding, stride)]
+    unfold = torch.nn.Unfold(*pairs)
+    assert Tiles.replacing(unfold) is unfold
+
+
+def test_patches_are_merged_by_tiles():
+    backbone = ACmixSwinTransformer(TINY, out_indices=(1,))
+    samplers = [stage.downsample.sampler for stage in backbone.stages if stage.downsample]
+    assert samplers
+    assert all(type(sampler) is Tiles for sampler in samplers)

@@ -10,9 +10,10 @@ from acmix.backends.derivatives import attention_for
 from acmix.checks import check_positive, has_shape, require
 from acmix.fx import fx_leaf
 from acmix.geometry import pad_missing
+from acmix.layout import image_of
 from acmix.modules.baking import baked
 from acmix.modules.base import ACmixBase
-from acmix.tracing import as_number, at_least, is_known, unflatten
+from acmix.tracing import as_number, at_least, is_known
 
 
 class GlobalACmix(ACmixBase):
@@ -114,7 +115,7 @@ class GlobalACmix(ACmixBase):
         """Tokens that keys and values are made of, and the size of their map."""
         if self.sr_ratio == 1:
             return x, hw_shape
-        maps = unflatten(x[:, extra:].transpose(1, 2), 2, hw_shape)
+        maps = image_of(x[:, extra:], hw_shape)
         # A map smaller than one reduction is filled up with zeros.
         bottom, right = (at_least(size, self.sr_ratio) - size for size in hw_shape)
         maps = self.sr(pad_missing(maps, (0, right, 0, bottom)))
@@ -140,8 +141,8 @@ class GlobalACmix(ACmixBase):
         small: tuple[int, int],
     ) -> Tensor:
         """F_conv of the pixels times beta, zero for the extra tokens, (B, T + H * W, C)."""
-        q_map = unflatten(q[:, extra:].transpose(1, 2), 2, hw_shape)
-        kv_map = unflatten(kv[:, extra:].transpose(1, 2), 2, small)
+        q_map = image_of(q[:, extra:], hw_shape)
+        kv_map = image_of(kv[:, extra:], small)
         if self.sr_ratio > 1:
             kv_map = F.interpolate(kv_map, size=hw_shape, mode="bilinear", align_corners=False)
         out = self.convolve(q_map, kv_map).flatten(2).transpose(1, 2)
@@ -177,7 +178,7 @@ class GlobalACmix(ACmixBase):
     def as_maps(x: Tensor, *size: int) -> Tensor:
         """(B, T + H * W, C) as (B, C, H, W)."""
         height, width, extra = size
-        return x[:, extra:].transpose(1, 2).unflatten(2, (height, width))
+        return image_of(x[:, extra:], (height, width))
 
     @staticmethod
     def call_size(x: Tensor, hw_shape: tuple[int, int]) -> tuple[int, int, int]:

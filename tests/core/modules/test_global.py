@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import acmix
 from acmix import GlobalACmix
+from acmix.layout import image_of
 from layer_contract import LayerContract
 from layers import LAYERS
 
@@ -68,3 +69,10 @@ def test_maps_smaller_than_a_reduction(size):
 def test_number_of_tokens_is_named():
     with pytest.raises(acmix.InputError, match=r"input shape=\(2, 11, 8\): give \(B, 3 \* 4, 8\)"):
         GlobalACmix(8, 2)(torch.zeros(2, 11, 8), (3, 4))
+
+
+def test_tokens_of_one_image_are_an_image_channels_last():
+    for batch in (1, 2):
+        image = image_of(torch.rand(batch, 5 + 6 * 4, 8)[:, 5:], (6, 4))
+        # Torch tells the format by the strides alone, and so writes its results.
+        assert F.interpolate(image, size=(9, 9), mode="bilinear").stride(1) == 1

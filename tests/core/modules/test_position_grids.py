@@ -5,6 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import acmix
+from acmix.modules.children import encode_position
 
 SIZE = (19, 23)
 
@@ -57,3 +58,9 @@ def test_tensors_without_values_leave_no_grid_behind(layer):
         assert fake(mode.from_tensor(real)).shape == (1, 8, *SIZE)
     assert torch.equal(layer(real), expected)
     assert type(expected) is torch.Tensor
+
+
+def test_positions_are_channels_last_as_the_cpu_kernels_read_them(layer):
+    position = encode_position(layer.conv_p, torch.empty(1, 8, *SIZE))
+    assert position.shape == (2, *SIZE)
+    assert position.stride(0) == 1
