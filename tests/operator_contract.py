@@ -170,7 +170,8 @@ class RegisteredContract(Contract):
     def _calls(self, case, layout, dtype):
         """Every operator that forward and backward call, with its arguments."""
         leaves = [
-            stored(x, layout).detach().requires_grad_() for x in self.operator.inputs(case, dtype)
+            None if x is None else stored(x, layout).detach().requires_grad_()
+            for x in self.operator.inputs(case, dtype)
         ]
         with Recorder() as recorder:
             out = self.operator.call(

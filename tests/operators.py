@@ -1,6 +1,7 @@
 """The operators as tests call them: arguments by case, and the reference beside the function."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -269,6 +270,40 @@ class WindowAttention(Operator):
         maps = (case.batch * windows, case.heads, length, case.depth)
         bias, mask = (case.heads, length, length), (windows, length, length)
         return dict(q=maps, k=maps, v=maps, bias=bias, mask=mask)
+
+
+class MapWindowAttention(Operator):
+    """Two by three windows of the side of the kernel, or narrower."""
+
+    name = "map_window_attention"
+    window = ()
+    mixed = ("bias", "mask")
+    keeps_format = False
+    others = {
+        "no mask": Case((3, 4), without=("mask",)),
+        "windows narrower than high": Case((9, 3), 7, heads=2, depth=16),
+    }
+
+    def sides(self, case):
+        side = min(case.kernel_size, 9)
+        return side, min(side, case.size[1])
+
+    def options(self, case):
+        return dict(window_size=self.sides(case))
+
+    def shapes(self, case):
+        (height, width), length = self.sides(case), math.prod(self.sides(case))
+        qkv = (case.batch, 2 * height, 3 * width, 3 * case.heads * case.depth)
+        return dict(qkv=qkv, bias=(case.heads, length, length), mask=(6, length, length))
+
+    def plain(self, qkv, bias, mask, *, window_size):
+        heads, (height, width) = bias.shape[0], window_size
+        windows = qkv.unflatten(2, (3, width)).unflatten(1, (2, height))
+        q, k, v = windows.unflatten(5, (3, heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        maps = (x.flatten(4, 5).flatten(0, 2) for x in (q, k, v))
+        out = reference.window_attention(*maps, bias, mask)
+        out = out.unflatten(2, (height, width)).unflatten(0, (-1, 2, 3))
+        return out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
 class Recorder(TorchDispatchMode):

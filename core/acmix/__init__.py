@@ -11,6 +11,7 @@ from acmix.dropin import apply_replacements, replace_convolutions
 from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
     convolution_path,
+    map_window_attention,
     neighbourhood_aggregation,
     neighbourhood_difference,
     sliding_window_attention,
@@ -48,6 +49,7 @@ __all__ = [
     "deploy",
     "fuse_norm",
     "load_released",
+    "map_window_attention",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "replace_convolutions",

@@ -119,6 +119,58 @@ def window_attention(
 
 
 @fx_function
+def map_window_attention(
+    qkv: Tensor,
+    bias: Tensor,
+    mask: Tensor | None = None,
+    *,
+    window_size: tuple[int, int],
+    dropout: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax attention inside the windows of a map, from projections of its pixels (Swin).
+
+    The same as ``window_attention`` on the windows of the map; a backend that does it on the map
+    itself reads the projections, and writes their gradient, where they lie.
+
+    Args:
+        qkv: Projections, (B, H, W, 3N * D), as a linear layer makes them: q heads 0..N-1, then k
+            heads, then v heads; unscaled.
+        bias: Relative position bias, (N, L, L), for the L pixels of a window row by row.
+        mask: Added to the logits of window ``w`` of every image, (nW, L, L); windows row by row.
+        window_size: Height and width of a window, which divide those of the map.
+        dropout: Probability of dropping an attention weight.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
+
+    Returns:
+        (B, H, W, N * D).
+
+    Raises:
+        InputError: A shape or the backend's name is wrong.
+        BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> qkv, bias = torch.rand(2, 14, 21, 3 * 2 * 16), torch.zeros(2, 49, 49)
+        >>> map_window_attention(qkv, bias, window_size=(7, 7)).shape
+        torch.Size([2, 14, 21, 32])
+    """
+    _check_map_windows(qkv, bias, mask, window_size)
+    joint = None if dropout else find_joint("map_window_attention", backend, qkv)
+    if joint is not None:
+        return joint(qkv, bias, mask, window_size=window_size)
+    heads = as_number(bias.shape[0])
+    win_h, win_w = window_size
+    batch, height, width, channels = qkv.shape
+    rows, cols, dim = height // win_h, width // win_w, channels // 3
+    qkv = qkv.view(batch, rows, win_h, cols, win_w, 3, heads, dim // heads)
+    q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3).unbind()
+    out = window_attention(q, k, v, bias, mask, dropout=dropout, backend=backend)
+    out = out.view(batch, rows, cols, heads, win_h, win_w, dim // heads)
+    return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, dim)
+
+
+@fx_function
 def convolution_path(
     qkv: Tensor,
     fc_weight: Tensor,
@@ -331,6 +383,27 @@ def _check_attention(
         check_shape("position", position, q.shape[2:])
         check_same_kind(q=q, position=position)
     _check_window(kernel_size, stride, dilation)
+
+
+@once_a_signature
+def _check_map_windows(
+    qkv: Tensor, bias: Tensor, mask: Tensor | None, window_size: tuple[int, int]
+) -> None:
+    check_rank("qkv", qkv, "B", "H", "W", "3N * D")
+    for side, length in zip(window_size, qkv.shape[1:3], strict=True):
+        check_positive("window_size", side)
+        remedy = "must divide the height and the width of the map, {}"
+        require(divides(side, length), "window_size", window_size, remedy, length)
+    check_rank("bias", bias, "N", "L", "L")
+    pixels = math.prod(window_size)
+    heads = as_number(bias.shape[0])
+    check_shape("bias", bias, (heads, pixels, pixels))
+    fits = divides(3 * heads, qkv.shape[3])
+    require(fits, "qkv.shape", tuple(qkv.shape), "give (B, H, W, 3 * N * D), N={}", heads)
+    if mask is not None:
+        height, width = qkv.shape[1:3]
+        windows = (height // window_size[0]) * (width // window_size[1])
+        check_shape("mask", mask, (windows, pixels, pixels))
 
 
 @once_a_signature

@@ -65,6 +65,7 @@ constexpr acmix::Type type_of() {
 
 int32_t& backward_of(acmix::Convolution& call) { return call.backward; }
 int32_t& backward_of(acmix::Folding& call) { return call.backward; }
+int32_t& backward_of(acmix::Windows& call) { return call.backward; }
 template <typename Call>
 int32_t& backward_of(Call& call) {
     return call.window.backward;
@@ -292,10 +293,42 @@ bool foldings_agree(const Shape& s, int threads) {
     return true;
 }
 
+// By one thread, or by several; windows as large as the kernel, or the map.
+template <typename T>
+bool windows_agree(const Shape& s, bool last, int threads) {
+    int64_t rows = s.height < s.kernel ? 1 : s.height / s.kernel;
+    int64_t side = s.height < s.kernel ? s.height : s.kernel, pixels = side * s.width;
+    if (pixels == 0) return true;
+    std::vector<int64_t> size{s.batch, s.heads, s.depth, rows * side, s.width};
+    const Tensor<T> q(size, last, 1), k(size, last, 2), v(size, last, 3), grad(size, last, 4);
+    const Tensor<T> bias({1, 1, s.heads, pixels, pixels}, false, 5);
+    const Tensor<T> mask({1, 1, rows, pixels, pixels}, false, 6);
+    std::vector<T> first;
+    for (int many : {1, threads}) {
+        Tensor<T> out(size, last, 7), dq(size, last, 8), dk(size, last, 9), dv(size, last, 10);
+        Tensor<T> logits({s.batch, rows, s.heads, pixels, pixels}, false, 11);
+        acmix::Windows call{};
+        call.type = type_of<T>(), call.threads = many, call.batch = s.batch, call.heads = s.heads;
+        call.depth = s.depth, call.height = rows * side, call.width = s.width;
+        call.window_height = side, call.window_width = s.width;
+        call.bias = bias.data.data(), call.mask = last ? mask.data.data() : nullptr;
+        call.q = q.map, call.k = k.map, call.v = v.map, call.out = out.map, call.grad = grad.map;
+        call.grad_q = dq.map, call.grad_k = dk.map, call.grad_v = dv.map;
+        call.grad_logits = logits.data.data();
+        if (!run_both(acmix_windows, call)) std::abort();
+        std::vector<T> all;
+        append(all, {&out, &dq, &dk, &dv, &logits});
+        if (many == 1 && first.empty()) first = all;
+        if (first != all) return false;
+    }
+    return true;
+}
+
 template <typename T>
 bool all_agree(const Shape& shape, bool last, int threads) {
     return window_kernels_agree<T>(shape, last, threads) &&
-           convolutions_agree<T>(shape, last, threads) && paths_agree<T>(shape, last, threads);
+           convolutions_agree<T>(shape, last, threads) && paths_agree<T>(shape, last, threads) &&
+           windows_agree<T>(shape, last, threads);
 }
 
 bool too_large_runs_out_of_memory() {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acmix.checks import check_positive, has_shape, not_empty, require
-from acmix.functional import window_attention
+from acmix.functional import map_window_attention
 from acmix.fx import fx_leaf
 from acmix.geometry import cropped, missing, pad_missing
 from acmix.modules.baking import baked
@@ -122,22 +122,14 @@ class WindowACmix(ACmixBase):
 
     def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """proj(F_att), (B, H, W, C)."""
-        batch, height, width, _ = qkv.shape
-        win_h, win_w = self.window_size
-        rows, cols = height // win_h, width // win_w
-        qkv = qkv.view(batch, rows, win_h, cols, win_w, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3).unbind()
-        out = window_attention(
-            q,
-            k,
-            v,
+        out = map_window_attention(
+            qkv,
             self._position_bias(),
             mask,
+            window_size=self.window_size,
             dropout=self.attn_drop if self.training else 0.0,
             backend=self.backend,
         )
-        out = out.view(batch, rows, cols, self.num_heads, win_h, win_w, self.head_dim)
-        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.dim)
         return self.proj(out)
 
     def _convolve_pixels(self, qkv: Tensor) -> Tensor:

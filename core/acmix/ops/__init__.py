@@ -12,6 +12,7 @@ from acmix.ops.attention import attention, attention_backward
 from acmix.ops.convolution import convolution, convolution_backward
 from acmix.ops.difference import difference, difference_backward
 from acmix.ops.paths import paths, paths_backward
+from acmix.ops.windows import windows, windows_backward
 
 __all__ = [
     "aggregation",
@@ -24,4 +25,6 @@ __all__ = [
     "difference_backward",
     "paths",
     "paths_backward",
+    "windows",
+    "windows_backward",
 ]

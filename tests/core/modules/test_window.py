@@ -84,7 +84,7 @@ def test_dropout_acts_in_training_only():
         (lambda: WindowACmix(8, 0, 2), "window_size=0: give a positive integer"),
         (
             lambda: WindowACmix(8, 4, 2)(torch.zeros(1, 8, 8, 8), torch.zeros(3, 16, 16)),
-            r"mask=\(3, 16, 16\): give \(nW, 16, 16\)",
+            r"mask.shape=\(3, 16, 16\): must be \(4, 16, 16\)",
         ),
     ],
 )

@@ -14,11 +14,13 @@ from acmix.backends.cpu.attention import sliding_window_attention
 from acmix.backends.cpu.convolution import convolution_path
 from acmix.backends.cpu.difference import neighbourhood_difference
 from acmix.backends.cpu.paths import sliding_window_paths
+from acmix.backends.cpu.windows import map_window_attention
 from acmix.backends.derivatives import transformed
 from acmix.tracing import constant_when_compiled
 
 __all__ = [
     "convolution_path",
+    "map_window_attention",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "sliding_window_attention",

@@ -19,7 +19,14 @@ SOURCE = PACKAGE / "csrc" / "cpu"
 INSTALLED = Path(__file__).resolve().parent / "lib" / "libacmix_cpu.so"
 
 # Compiled once per instruction set.
-KERNELS = ("attention.cpp", "aggregation.cpp", "difference.cpp", "convolution.cpp", "folding.cpp")
+KERNELS = (
+    "attention.cpp",
+    "aggregation.cpp",
+    "difference.cpp",
+    "convolution.cpp",
+    "folding.cpp",
+    "windows.cpp",
+)
 
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi"]
 _X86_VARIANTS = {

@@ -21,7 +21,7 @@ from acmix.backends.cpu import build, cache
 from acmix.backends.cpu.maps import Maps
 
 ISAS = ("baseline", "avx2", "avx512")
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _lock = threading.Lock()
@@ -99,6 +99,13 @@ STRUCTS = {
         ("i", "backward type threads"),
         ("q", "outs taps maps area depth summands"),
         ("P", "layer kernels folded grad_folded grad_layer grad_kernels"),
+    ),
+    "windows": Layout(
+        ("i", "backward type threads"),
+        ("q", "batch heads depth height width window_height window_width"),
+        ("P", "bias mask"),
+        (_MAP, "q k v out grad grad_q grad_k grad_v"),
+        ("P", "grad_logits"),
     ),
 }
 

@@ -9,7 +9,7 @@
 namespace acmix {
 
 // To be raised with every change of this file.
-constexpr int kAbiVersion = 4;
+constexpr int kAbiVersion = 5;
 
 // kBFloat16 is a type of maps alone, in a call of floats: they are widened as they are read, and
 // rounded to the nearest as they are written.
@@ -79,6 +79,15 @@ struct Folding {
     void* grad_kernels;           // as kernels
 };
 
+// Attention inside the windows of a map, whose sides are multiples of theirs, with L pixels each.
+struct Windows {
+    int32_t backward, type, threads;
+    int64_t batch, heads, depth, height, width, window_height, window_width;
+    const void *bias, *mask;  // (heads, L, L); (windows of an image, L, L), or absent
+    Map q, k, v, out, grad, grad_q, grad_k, grad_v;
+    void* grad_logits;        // (batch, windows of an image, heads, L, L)
+};
+
 }  // namespace acmix
 
 #define ACMIX_EXPORT extern "C" __attribute__((visibility("default")))
@@ -101,6 +110,7 @@ ACMIX_EXPORT int acmix_aggregation(const acmix::Aggregation* call, int isa);
 ACMIX_EXPORT int acmix_difference(const acmix::Difference* call, int isa);
 ACMIX_EXPORT int acmix_convolution(const acmix::Convolution* call, int isa);
 ACMIX_EXPORT int acmix_folding(const acmix::Folding* call, int isa);
+ACMIX_EXPORT int acmix_windows(const acmix::Windows* call, int isa);
 // Both forward, by threads that share the work; of one type, and the attention's number of threads.
 ACMIX_EXPORT int acmix_paths(const acmix::Attention* attention,
                              const acmix::Convolution* convolution, int isa);

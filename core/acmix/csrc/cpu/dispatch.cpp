@@ -127,8 +127,8 @@ int acmix_abi_version() { return acmix::kAbiVersion; }
 int64_t acmix_struct_size(int which) {
     constexpr int64_t sizes[] = {sizeof(acmix::Attention), sizeof(acmix::Aggregation),
                                  sizeof(acmix::Difference), sizeof(acmix::Convolution),
-                                 sizeof(acmix::Folding)};
-    return which >= 0 && which < 5 ? sizes[which] : -1;
+                                 sizeof(acmix::Folding),   sizeof(acmix::Windows)};
+    return which >= 0 && which < 6 ? sizes[which] : -1;
 }
 
 void acmix_set_pool(void* gomp_parallel) {
@@ -153,6 +153,7 @@ int acmix_aggregation(const acmix::Aggregation* call, int isa) { return acmix::r
 int acmix_difference(const acmix::Difference* call, int isa) { return acmix::run(*call, isa); }
 int acmix_convolution(const acmix::Convolution* call, int isa) { return acmix::run(*call, isa); }
 int acmix_folding(const acmix::Folding* call, int isa) { return acmix::run(*call, isa); }
+int acmix_windows(const acmix::Windows* call, int isa) { return acmix::run(*call, isa); }
 int acmix_paths(const acmix::Attention* attention, const acmix::Convolution* convolution, int isa) {
     return acmix::run(*attention, *convolution, isa);
 }

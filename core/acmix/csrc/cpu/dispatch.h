@@ -27,6 +27,7 @@ int parallel_for(int threads, const Task& first, const Task& second = {});
     int run(const Difference& call);                    \
     int run(const Convolution& call);                   \
     int run(const Folding& call);                       \
+    int run(const Windows& call);                       \
     Task task(const Convolution& call);                 \
     int run(const Attention& call, const Task& beside); \
     }
