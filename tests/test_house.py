@@ -16,7 +16,7 @@ FLOORS = (
     ("acmix.checks", "acmix.fx", "acmix.geometry", "acmix.layout"),
     ("acmix.ops", "acmix.reference"),
     ("acmix.backends",),
-    ("acmix.functional",),
+    ("acmix.arguments", "acmix.functional"),
     ("acmix.modules",),
     ("acmix.digests", "acmix.reading_cost", "acmix.safetensors_files"),
     ("acmix.checkpoint", "acmix.complexity", "acmix.report", "acmix.warm_start"),
@@ -29,7 +29,7 @@ FLOORS = (
     ("tools",),
 )
 PROJECTS = ("resnet", "san", "pvt", "swin")
-STEMS = ("attention", "aggregation", "difference", "convolution", "paths")
+STEMS = ("attention", "aggregation", "difference", "convolution", "paths", "windows")
 LINES = 500
 
 

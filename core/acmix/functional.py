@@ -1,27 +1,21 @@
 """The operators of ACmix as functions: check the arguments, choose a backend, call it."""
 
-import math
-
 import torch
 from torch import Tensor
 
+from acmix.arguments import (
+    check_aggregation,
+    check_attention,
+    check_convolution,
+    check_difference,
+    check_map_windows,
+    check_paths,
+    check_windows,
+)
 from acmix.backends import choose, find_joint
 from acmix.backends.derivatives import attention_for
-from acmix.backends.folding import MAX_FOLDED_MAPS
-from acmix.checks import (
-    agree,
-    check_odd,
-    check_positive,
-    check_rank,
-    check_same_kind,
-    check_shape,
-    divides,
-    has_shape,
-    once_a_signature,
-    require,
-)
 from acmix.fx import fx_function
-from acmix.geometry import can_reflect, output_size
+from acmix.geometry import can_reflect
 from acmix.tracing import as_number, is_known, unflatten
 
 
@@ -71,7 +65,7 @@ def sliding_window_attention(
         >>> sliding_window_attention(q, k, v, kernel_size=5, stride=2).shape
         torch.Size([1, 4, 16, 5, 7])
     """
-    _check_attention(q, k, v, position, kernel_size, stride, dilation)
+    check_attention(q, k, v, position, kernel_size, stride, dilation)
     run = choose("sliding_window_attention", backend, q)
     with attention_for(backend, q):
         return run(q, k, v, position, kernel_size=kernel_size, stride=stride, dilation=dilation)
@@ -114,7 +108,7 @@ def window_attention(
         >>> window_attention(q, k, v, bias=torch.zeros(2, 49, 49)).shape
         torch.Size([8, 2, 49, 16])
     """
-    _check_windows(q, k, v, bias, mask)
+    check_windows(q, k, v, bias, mask)
     return choose("window_attention", backend, q)(q, k, v, bias, mask, dropout=dropout)
 
 
@@ -155,7 +149,7 @@ def map_window_attention(
         >>> map_window_attention(qkv, bias, window_size=(7, 7)).shape
         torch.Size([2, 14, 21, 32])
     """
-    _check_map_windows(qkv, bias, mask, window_size)
+    check_map_windows(qkv, bias, mask, window_size)
     joint = None if dropout else find_joint("map_window_attention", backend, qkv)
     if joint is not None:
         return joint(qkv, bias, mask, window_size=window_size)
@@ -211,7 +205,7 @@ def convolution_path(
         >>> convolution_path(maps, torch.rand(9, 12), torch.rand(64, 9, 3, 3)).shape
         torch.Size([1, 64, 9, 14])
     """
-    _check_convolution(qkv, fc_weight, kernels, fc_bias, stride, _is_mixed(qkv))
+    check_convolution(qkv, fc_weight, kernels, fc_bias, stride, _is_mixed(qkv))
     run = choose("convolution_path", backend, qkv)
     return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
 
@@ -259,7 +253,7 @@ def sliding_window_paths(
         [(1, 64, 9, 14), (1, 64, 9, 14)]
     """
     mixed = _is_mixed(qkv)
-    _check_paths(qkv, position, fc_weight, kernels, kernel_size, stride, dilation, mixed)
+    check_paths(qkv, position, fc_weight, kernels, kernel_size, stride, dilation, mixed)
     window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
     joint = find_joint("sliding_window_paths", backend, qkv)
     if joint is not None:
@@ -312,7 +306,7 @@ def neighbourhood_aggregation(
         >>> neighbourhood_aggregation(v, w, kernel_size=3).shape
         torch.Size([1, 16, 9, 14])
     """
-    _check_aggregation(v, w, kernel_size, stride, dilation)
+    check_aggregation(v, w, kernel_size, stride, dilation)
     reflect = _reflects(v, kernel_size, dilation, reflect)
     run = choose("neighbourhood_aggregation", backend, v)
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
@@ -358,161 +352,11 @@ def neighbourhood_difference(
         torch.Size([1, 16, 9, 9, 14])
     """
     b = a if b is None else b
-    _check_difference(a, b, kernel_size, stride, dilation)
+    check_difference(a, b, kernel_size, stride, dilation)
     reflect = _reflects(a, kernel_size, dilation, reflect)
     run = choose("neighbourhood_difference", backend, a)
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, reflect=reflect)
     return run(a, b, **options)
-
-
-@once_a_signature
-def _check_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    position: Tensor | None,
-    kernel_size: int,
-    stride: int,
-    dilation: int,
-) -> None:
-    check_rank("q", q, "B", "N", "D", "H", "W")
-    check_shape("k", k, q.shape)
-    check_shape("v", v, q.shape)
-    check_same_kind(q=q, k=k, v=v)
-    if position is not None:
-        check_shape("position", position, q.shape[2:])
-        check_same_kind(q=q, position=position)
-    _check_window(kernel_size, stride, dilation)
-
-
-@once_a_signature
-def _check_map_windows(
-    qkv: Tensor, bias: Tensor, mask: Tensor | None, window_size: tuple[int, int]
-) -> None:
-    check_rank("qkv", qkv, "B", "H", "W", "3N * D")
-    for side, length in zip(window_size, qkv.shape[1:3], strict=True):
-        check_positive("window_size", side)
-        remedy = "must divide the height and the width of the map, {}"
-        require(divides(side, length), "window_size", window_size, remedy, length)
-    check_rank("bias", bias, "N", "L", "L")
-    pixels = math.prod(window_size)
-    heads = as_number(bias.shape[0])
-    check_shape("bias", bias, (heads, pixels, pixels))
-    fits = divides(3 * heads, qkv.shape[3])
-    require(fits, "qkv.shape", tuple(qkv.shape), "give (B, H, W, 3 * N * D), N={}", heads)
-    if mask is not None:
-        height, width = qkv.shape[1:3]
-        windows = (height // window_size[0]) * (width // window_size[1])
-        check_shape("mask", mask, (windows, pixels, pixels))
-
-
-@once_a_signature
-def _check_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> None:
-    check_rank("q", q, "B * nW", "N", "L", "D")
-    check_shape("k", k, q.shape)
-    check_shape("v", v, q.shape)
-    check_same_kind(q=q, k=k, v=v)
-    _, heads, length, _ = q.shape
-    check_shape("bias", bias, (heads, length, length))
-    if mask is not None:
-        fits = has_shape(mask, None, length, length) and divides(mask.shape[0], q.shape[0])
-        remedy = "give (nW, {0}, {0}), nW windows an image"
-        require(fits, "mask", tuple(mask.shape), remedy, length)
-
-
-@once_a_signature
-def _check_convolution(
-    qkv: Tensor,
-    fc_weight: Tensor,
-    kernels: Tensor | None,
-    fc_bias: Tensor | None,
-    stride: int,
-    mixed: bool,
-) -> None:
-    head_dim = _head_dim(qkv, fc_weight)
-    taps = as_number(fc_weight.shape[0])
-    if kernels is None:
-        check_odd("square root of the taps", math.isqrt(taps))
-        require(math.isqrt(taps) ** 2 == taps, "taps", taps, "give a square number of them")
-    else:
-        _check_kernels(kernels, _inputs(fc_weight, fc_bias), head_dim)
-    check_positive("stride", stride)
-    if fc_bias is not None:
-        check_shape("fc_bias", fc_bias, (taps,))
-    if not mixed:
-        given = dict(fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
-        check_same_kind(qkv=qkv, **{name: w for name, w in given.items() if w is not None})
-
-
-@once_a_signature
-def _check_paths(
-    qkv: Tensor,
-    position: Tensor,
-    fc_weight: Tensor,
-    kernels: Tensor,
-    kernel_size: int,
-    stride: int,
-    dilation: int,
-    mixed: bool,
-) -> None:
-    head_dim = _head_dim(qkv, fc_weight)
-    maps = as_number(fc_weight.shape[1])
-    require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
-    check_shape("position", position, (head_dim, *qkv.shape[2:]))
-    check_same_kind(qkv=qkv, position=position)
-    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
-    if not mixed:
-        check_same_kind(qkv=qkv, fc_weight=fc_weight, kernels=kernels)
-    _check_window(kernel_size, stride, dilation)
-
-
-@once_a_signature
-def _check_aggregation(v: Tensor, w: Tensor, kernel_size: int, stride: int, dilation: int) -> None:
-    check_rank("v", v, "B", "C", "H", "W")
-    _check_window(kernel_size, stride, dilation)
-    out_size = output_size(v.shape[2:], stride)
-    fits = has_shape(w, v.shape[0], None, kernel_size**2, *out_size)
-    fits = fits and divides(w.shape[1], v.shape[1])
-    remedy = "give ({}, a divisor of {}, {}, {}, {})"
-    sizes = (*v.shape[:2], kernel_size**2, *out_size)
-    require(fits, "w.shape", tuple(w.shape), remedy, *sizes)
-    check_same_kind(v=v, w=w)
-
-
-@once_a_signature
-def _check_difference(a: Tensor, b: Tensor, kernel_size: int, stride: int, dilation: int) -> None:
-    check_rank("a", a, "B", "C", "H", "W")
-    check_shape("b", b, a.shape)
-    check_same_kind(a=a, b=b)
-    _check_window(kernel_size, stride, dilation)
-
-
-def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
-    """Width D of a map, once the projections fit the layer over the maps."""
-    check_rank("qkv", qkv, "B", "3N * D", "H", "W")
-    check_rank("fc_weight", fc_weight, "taps", "3N")
-    channels, maps = as_number(qkv.shape[1]), as_number(fc_weight.shape[1])
-    fits = divides(maps, channels)
-    require(fits, "qkv.shape", tuple(qkv.shape), "give (B, {0} * D, H, W) for {0} maps", maps)
-    return channels // maps
-
-
-def _inputs(fc_weight: Tensor, fc_bias: Tensor | None) -> int:
-    """Maps that the kernels read: the taps of the layer, or its inputs where it is folded."""
-    taps, maps = map(as_number, fc_weight.shape)
-    if taps > 0:
-        return taps
-    remedy = f"a layer over more than {MAX_FOLDED_MAPS} maps stays a layer"
-    require(maps <= MAX_FOLDED_MAPS, "fc_weight.shape", tuple(fc_weight.shape), remedy)
-    return maps + (fc_bias is not None)
-
-
-def _check_kernels(kernels: Tensor, taps: int, head_dim: int) -> None:
-    fits = has_shape(kernels, None, taps, None, None) and divides(head_dim, kernels.shape[0])
-    fits = fits and agree(kernels.shape[2], kernels.shape[3])
-    remedy = "give (a multiple of {}, {}, k_c, k_c)"
-    require(fits, "kernels.shape", tuple(kernels.shape), remedy, head_dim, taps)
-    check_odd("kernels.shape[-1]", as_number(kernels.shape[-1]))
 
 
 def _is_mixed(x: Tensor) -> bool:
@@ -520,12 +364,6 @@ def _is_mixed(x: Tensor) -> bool:
     device = x.device.type
     # The only device of ours without autocast; torch.compile of 2.9 can't ask whether it has it.
     return device != "meta" and torch.is_autocast_enabled(device)
-
-
-def _check_window(kernel_size: int, stride: int, dilation: int) -> None:
-    check_odd("kernel_size", kernel_size)
-    check_positive("stride", stride)
-    check_positive("dilation", dilation)
 
 
 def _reflects(x: Tensor, kernel_size: int, dilation: int, reflect: bool) -> bool:

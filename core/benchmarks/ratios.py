@@ -24,6 +24,8 @@ from acmix_resnet import ACmixResNet
 BATCH = 4
 # Channels of a head and size of the map in the four stages of ResNet-ACmix-50; four heads.
 STAGES = ((16, 56), (32, 28), (64, 14), (128, 7))
+# Heads of 32 channels and size of the map in those of Swin-ACmix-T; windows of 7×7.
+SWIN_STAGES = ((3, 56), (6, 28), (12, 14), (24, 7))
 OUTPUT = Path(__file__).with_name("ratios.csv")
 
 
@@ -58,6 +60,20 @@ def convolution_stages(table: Table) -> None:
         path = partial(acmix.convolution_path, qkv.requires_grad_(), *_path_weights(depth))
         sides = {name: partial(path, backend=name) for name in ("cpu", "torch")}
         case = f"convolution path {size}², D = {depth}"
+        with torch.no_grad():
+            table.add(case, "inference", alternate(sides), "s")
+        trained = alternate({n: lambda run=run: run().sum().backward() for n, run in sides.items()})
+        table.add(case, "training", trained, "s")
+
+
+def window_stages(table: Table) -> None:
+    """Attention inside the windows of a map, fused and as torch's products on copied windows."""
+    for heads, size in SWIN_STAGES:
+        qkv = torch.randn(BATCH, size, size, 3 * heads * 32, requires_grad=True)
+        bias = torch.randn(heads, 49, 49, requires_grad=True)
+        attend = partial(acmix.map_window_attention, qkv, bias, window_size=(7, 7))
+        sides = {name: partial(attend, backend=name) for name in ("cpu", "torch")}
+        case = f"windows of 7×7, {size}², N = {heads}"
         with torch.no_grad():
             table.add(case, "inference", alternate(sides), "s")
         trained = alternate({n: lambda run=run: run().sum().backward() for n, run in sides.items()})
@@ -128,6 +144,7 @@ def main() -> None:
     parts = dict(
         attention=attention_stages,
         convolution=convolution_stages,
+        windows=window_stages,
         growth=growth,
         models=models,
         unfolded=unfolded,

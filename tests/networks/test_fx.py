@@ -69,7 +69,9 @@ class Operators(nn.Module):
         d = acmix.sliding_window_paths(x, position, fc, kernels, kernel_size=3)
         e = acmix.neighbourhood_difference(x, kernel_size=3)
         f = acmix.neighbourhood_aggregation(x, e[:, :4], kernel_size=3)
-        return [*(t.sum() for t in (a, b, c, e, f)), d[0].sum() + d[1].sum()]
+        windows = x.permute(0, 2, 3, 1)
+        g = acmix.map_window_attention(windows, torch.ones(2, 25, 25), window_size=(5, 5))
+        return [*(t.sum() for t in (a, b, c, e, f, g)), d[0].sum() + d[1].sum()]
 
 
 def test_functions_are_one_node_each():

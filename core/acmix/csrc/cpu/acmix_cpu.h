@@ -85,7 +85,7 @@ struct Windows {
     int64_t batch, heads, depth, height, width, window_height, window_width;
     const void *bias, *mask;  // (heads, L, L); (windows of an image, L, L), or absent
     Map q, k, v, out, grad, grad_q, grad_k, grad_v;
-    void* grad_logits;        // (batch, windows of an image, heads, L, L)
+    void* grad_logits;  // (batch, windows of an image, heads, L, L)
 };
 
 }  // namespace acmix

@@ -125,9 +125,9 @@ int parallel_for(int threads, const Task& first, const Task& second) {
 int acmix_abi_version() { return acmix::kAbiVersion; }
 
 int64_t acmix_struct_size(int which) {
-    constexpr int64_t sizes[] = {sizeof(acmix::Attention), sizeof(acmix::Aggregation),
+    constexpr int64_t sizes[] = {sizeof(acmix::Attention),  sizeof(acmix::Aggregation),
                                  sizeof(acmix::Difference), sizeof(acmix::Convolution),
-                                 sizeof(acmix::Folding),   sizeof(acmix::Windows)};
+                                 sizeof(acmix::Folding),    sizeof(acmix::Windows)};
     return which >= 0 && which < 6 ? sizes[which] : -1;
 }
 

@@ -1,7 +1,8 @@
 // Attention inside the windows of a map on the CPU.
 //
 // For query i and keys j of one window and head, which are its L pixels row by row:
-//     s_ij = D^(-1/2) q_i . k_j + bias_ij + mask_ij,   P_ij = softmax_j(s),   out_i = sum_j P_ij v_j
+//     s_ij = D^(-1/2) q_i . k_j + bias_ij + mask_ij,   P_ij = softmax_j(s),   out_i = sum_j P_ij
+//     v_j
 // Backward, with P computed anew and dP_ij = dout_i . v_j:
 //     dS_ij = P_ij (dP_ij - sum_j' P_ij' dP_ij'),   dq_i = D^(-1/2) sum_j dS_ij k_j
 //     dk_j = D^(-1/2) sum_i dS_ij q_i,   dv_j = sum_i P_ij dout_i
@@ -10,8 +11,8 @@
 // gradient, and channels in the other sums.
 //
 // Work: 2 L D multiply-adds per query forward, 5 backward. A window of one head is a unit, whose
-// scratch stays in the second level cache. Its pixels are fetched while the unit before is computed:
-// half of the time was waiting for them.
+// scratch stays in the second level cache. Its pixels are fetched while the unit before is
+// computed: half of the time was waiting for them.
 
 #include "dispatch.h"
 #include "rows.h"
@@ -68,9 +69,9 @@ template <typename T, int R>
 void product_rows(const Matrix<T>& a, const Matrix<T>& b, int64_t steps, const Matrix<T>& c,
                   int64_t columns) {
     int64_t v = 0;
-#define ACMIX_BLOCK(C)                                                 \
+#define ACMIX_BLOCK(C)                                                     \
     for (; v + C * Simd<T>::kLanes <= columns; v += C * Simd<T>::kLanes) { \
-        product_block<T, R, C>(a, b, steps, c, v);                     \
+        product_block<T, R, C>(a, b, steps, c, v);                         \
     }
     ACMIX_BLOCK(kBlockVectors)
     ACMIX_BLOCK(3)
@@ -81,7 +82,7 @@ void product_rows(const Matrix<T>& a, const Matrix<T>& b, int64_t steps, const M
 // The same for up to kBlockRows rows from `first` of a, to the first of c.
 template <typename T>
 void multiply(const Matrix<T>& a, int64_t first, int64_t rows, const Matrix<T>& b, int64_t steps,
-             const Matrix<T>& c, int64_t columns) {
+              const Matrix<T>& c, int64_t columns) {
     static_assert(kBlockRows == 3, "the cases below are those of three rows");
     Matrix<T> from{a.at(first), a.row, a.step};
     if (rows == 3) product_rows<T, 3>(from, b, steps, c, columns);
@@ -117,8 +118,8 @@ struct WindowUnit {
         int64_t head = unit % call.heads, window = unit / call.heads;
         int64_t y = window / columns % rows * call.window_height;
         int64_t x = window % columns * call.window_width;
-        return window / columns / rows * map.stride[0] + head * map.stride[1] +
-               y * map.stride[3] + x * map.stride[4];
+        return window / columns / rows * map.stride[0] + head * map.stride[1] + y * map.stride[3] +
+               x * map.stride[4];
     }
     int64_t next_of(const Map& map, int64_t unit) const {
         return unit + 1 < units() ? start_of(map, unit + 1) - start_of(map, unit) : 0;
@@ -139,7 +140,8 @@ struct WindowUnit {
                 const auto* pixel = from + pixel_of(map, i);
                 T* row = to + i * depth;
                 int64_t d = 0;
-                for (int64_t c = 0; c < call.depth; c += kLine) __builtin_prefetch(pixel + next + c);
+                for (int64_t c = 0; c < call.depth; c += kLine)
+                    __builtin_prefetch(pixel + next + c);
                 if (map.stride[2] == 1) {
                     for (; d + L <= call.depth; d += L) {
                         S::store(row + d, load_vector(pixel + d) * scale);
@@ -337,7 +339,8 @@ int run_typed(const Windows& call) {
             c.unit.run(arena, unit);
         }
     };
-    return parallel_for(call.threads, {ceil_div(units, context.together), sizes.used, work, &context});
+    return parallel_for(call.threads,
+                        {ceil_div(units, context.together), sizes.used, work, &context});
 }
 
 }  // namespace
