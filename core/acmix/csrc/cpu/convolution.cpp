@@ -19,7 +19,8 @@
 //
 // Measured on two AVX-512 cores, batch 4, 12 maps of 16 channels, 56²: 0.9 ms. Copying rows is 40 %
 // of it and bound by memory (prefetching and the order of the pixels change little); the products
-// run at 50 G multiply-adds/s a core.
+// run at 50 G multiply-adds/s a core. With AVX2, where four outputs of three pixels fill the
+// registers, copying is a quarter and the products run at 41 G/s a core, a matrix product at 35.
 
 #include "dispatch.h"
 #include "elements.h"

@@ -12,7 +12,7 @@
 //
 // Work: 2 L D multiply-adds per query forward, 5 backward. A window of one head is a unit, whose
 // scratch stays in the second level cache. Its pixels are fetched while the unit before is
-// computed: half of the time was waiting for them.
+// computed: a quarter of the time was waiting for them.
 
 #include "dispatch.h"
 #include "rows.h"
