@@ -1,8 +1,8 @@
 // Attention inside the windows of a map on the CPU.
 //
 // For query i and keys j of one window and head, which are its L pixels row by row:
-//     s_ij = D^(-1/2) q_i . k_j + bias_ij + mask_ij,   P_ij = softmax_j(s),   out_i = sum_j P_ij
-//     v_j
+//     s_ij = D^(-1/2) q_i . k_j + bias_ij + mask_ij
+//     P_ij = softmax_j(s),   out_i = sum_j P_ij v_j
 // Backward, with P computed anew and dP_ij = dout_i . v_j:
 //     dS_ij = P_ij (dP_ij - sum_j' P_ij' dP_ij'),   dq_i = D^(-1/2) sum_j dS_ij k_j
 //     dk_j = D^(-1/2) sum_i dS_ij q_i,   dv_j = sum_i P_ij dout_i
@@ -140,8 +140,9 @@ struct WindowUnit {
                 const auto* pixel = from + pixel_of(map, i);
                 T* row = to + i * depth;
                 int64_t d = 0;
-                for (int64_t c = 0; c < call.depth; c += kLine)
+                for (int64_t c = 0; c < call.depth; c += kLine) {
                     __builtin_prefetch(pixel + next + c);
+                }
                 if (map.stride[2] == 1) {
                     for (; d + L <= call.depth; d += L) {
                         S::store(row + d, load_vector(pixel + d) * scale);
@@ -281,17 +282,17 @@ struct WindowUnit {
 
     void backward(Arena& arena, int64_t unit) const {
         int64_t* table = arena.take<int64_t>(table_size(keys));
-        T *pieces[4], *columns_of[2];
-        for (T*& piece : pieces) piece = arena.take<T>(pixels, depth);
+        T *rows_of[3], *columns_of[2];
+        for (T*& piece : rows_of) piece = arena.take<T>(pixels, depth);
         for (T*& piece : columns_of) piece = arena.take<T>(call.depth, keys);
         Matrix<T> p{arena.take<T>(pixels, keys), keys}, ds{arena.take<T>(pixels, keys), keys};
-        Matrix<T> sums{pieces[3], depth};
+        Matrix<T> sums{arena.take<T>(kBlockRows, depth), depth};
         if (arena.base == nullptr) return;
         Matrix<T> k_columns = load_columns(columns_of[0], call.k, unit, table);
         Matrix<T> v_columns = load_columns(columns_of[1], call.v, unit, table);
-        Matrix<T> q = load_pixels(pieces[0], call.q, unit, kLog2e * scale);
-        Matrix<T> k = load_pixels(pieces[1], call.k, unit, T(1));
-        Matrix<T> g = load_pixels(pieces[2], call.grad, unit, T(1));
+        Matrix<T> q = load_pixels(rows_of[0], call.q, unit, kLog2e * scale);
+        Matrix<T> k = load_pixels(rows_of[1], call.k, unit, T(1));
+        Matrix<T> g = load_pixels(rows_of[2], call.grad, unit, T(1));
         T* logits = static_cast<T*>(call.grad_logits) + unit * pixels * pixels;
         for_blocks([&](int64_t first, int64_t count) {
             T inverse[kBlockRows];
