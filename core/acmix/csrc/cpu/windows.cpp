@@ -74,7 +74,9 @@ void product_rows(const Matrix<T>& a, const Matrix<T>& b, int64_t steps, const M
         product_block<T, R, C>(a, b, steps, c, v);                         \
     }
     ACMIX_BLOCK(kBlockVectors)
+    ACMIX_BLOCK(4)
     ACMIX_BLOCK(3)
+    ACMIX_BLOCK(2)
     ACMIX_BLOCK(1)
 #undef ACMIX_BLOCK
 }
