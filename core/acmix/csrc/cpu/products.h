@@ -64,7 +64,7 @@ void dots(const T* q, int64_t q_row, int64_t q_depth, const T* key, int64_t key_
             ACMIX_DOTS(2)
             ACMIX_DOTS(3)
             ACMIX_DOTS(4)
-#if defined(__AVX512F__) || defined(__aarch64__)
+#ifdef ACMIX_MANY_REGISTERS
             ACMIX_DOTS(5)
             ACMIX_DOTS(6)
             ACMIX_DOTS(7)

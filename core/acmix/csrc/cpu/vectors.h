@@ -20,14 +20,17 @@
 namespace acmix {
 namespace {
 
-#if defined(__AVX512F__)
+// With ACMIX_WIDE, for tests, the sizes are those of AVX-512 on any machine: the compiler makes the
+// vectors of smaller ones.
+#if defined(__AVX512F__) || defined(ACMIX_WIDE)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__AVX512F__) || defined(__aarch64__) || defined(ACMIX_WIDE)
+#define ACMIX_MANY_REGISTERS 1
 constexpr bool kManyRegisters = true;  // 32, else 16
 #else
 constexpr bool kManyRegisters = false;
@@ -50,7 +53,9 @@ INLINE int64_t product(int64_t a, int64_t b, More... more) {
 
 // Keeps a loaded vector in a register: GCC would rather load it again for each use, and the loads,
 // which cross cache lines, are what the two main loops are short of.
-#if defined(__AVX512F__)
+#if defined(ACMIX_WIDE)
+#define KEEP(v)
+#elif defined(__AVX512F__)
 #define KEEP(v) asm("" : "+v"(v))
 #elif defined(__x86_64__)
 #define KEEP(v) asm("" : "+x"(v))
