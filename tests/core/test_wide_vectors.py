@@ -29,10 +29,8 @@ def wide(tmp_path_factory):
         # Of a machine whose compiler's own choice is the only variant.
         patch.setattr(platform, "machine", lambda: "any")
         path = build.build(tmp_path_factory.mktemp("wide") / "libacmix_cpu.so", compiler)
-    patch = pytest.MonkeyPatch()
-    patch.delenv("ACMIX_CPU_ISA", raising=False)
-    loaded = library.Library(path)
-    patch.undo()
+        patch.delenv("ACMIX_CPU_ISA", raising=False)
+        loaded = library.Library(path)
     assert loaded.isa == "baseline"
     return loaded
 

@@ -29,23 +29,13 @@ struct AttentionUnit {
     // Where a border does not reflect, keys outside the image are left out of the softmax.
     bool cuts() const { return !p.window.reflect; }
 
-    // Scratch for what is taken off the keys.
-    struct Position {
-        int64_t* table = nullptr;
-        T* row = nullptr;
-    };
-    Position take_position(Arena& arena) const {
+    // What is taken off the keys; of no map where there is nothing, or no scratch yet.
+    Minus<T> take_position(const Unit<T>& unit, Arena& arena) const {
         if (call.position.data == nullptr) return {};
-        return {arena.take<int64_t>(table_size(p.key_pitch)),
-                arena.take<T>(p.window.depth, p.key_pitch)};
-    }
-
-    void load_keys(const Unit<T>& unit, T* to, const Lanes& lanes, int64_t first, int64_t rows,
-                   const Position& position) const {
-        if (position.row == nullptr) return unit.load_keys(to, call.k, lanes, first, rows);
-        const Map& map = call.position;
-        Minus<T> minus{&map, unit.key_lanes(map, position.table), position.row};
-        unit.load_keys(to, call.k, lanes, first, rows, &minus);
+        int64_t* table = unit.take_table(arena);
+        T* row = arena.take<T>(p.window.depth, p.key_pitch);
+        if (arena.base == nullptr) return {};
+        return {&call.position, unit.key_lanes(call.position, table), row};
     }
 
     // Minus infinity where a window column falls outside the image, [column][lane].
@@ -132,14 +122,14 @@ struct AttentionUnit {
         Strip<T> lse{arena.take<T>(p.tile_h, p.lanes), p.lanes, 1};
         T* mask = cuts() ? arena.take<T>(w.kernel, p.lanes) : nullptr;
         int64_t* table = unit.take_table(arena);
-        Position position = take_position(arena);
+        Minus<T> position = take_position(unit, arena);
         if (arena.base == nullptr) return;
 
         int64_t rows = min_of(p.tile_h, p.out_h - unit.y0), first = unit.y0 * w.stride;
         int64_t key_rows = (rows - 1) * w.stride + 2 * p.pad + 1;
         if (cuts()) column_mask(unit, mask);
         unit.load_keys(values, call.v, unit.key_lanes(call.v, table), first, key_rows);
-        load_keys(unit, keys, unit.key_lanes(call.k, table), first, key_rows, position);
+        unit.load_keys(keys, call.k, unit.key_lanes(call.k, table), first, key_rows, position);
         unit.load_queries(q, call.q, unit.query_lanes(call.q, table, w.stride), first, w.stride,
                           rows, kLog2e / T(sqrt(double(depth))));
         int64_t s_row = p.taps * L;
@@ -183,7 +173,7 @@ struct AttentionUnit {
         T* mask = cuts() ? arena.take<T>(w.kernel, p.lanes) : nullptr;
         int64_t* tables[6];
         for (int64_t*& table : tables) table = unit.take_table(arena);
-        Position position = take_position(arena);
+        Minus<T> position = take_position(unit, arena);
         if (arena.base == nullptr) return;
 
         // Margins stay zero throughout: the copies and products below write between them only.
@@ -206,7 +196,7 @@ struct AttentionUnit {
             int64_t rows = min_of(p.tile_h, p.out_h - y0), first = y0 * w.stride;
             int64_t key_rows = (rows - 1) * w.stride + 2 * p.pad + 1;
             unit.load_keys(values, call.v, value_lanes, first, key_rows);
-            load_keys(unit, keys, key_lanes, first, key_rows, position);
+            unit.load_keys(keys, call.k, key_lanes, first, key_rows, position);
             unit.load_queries({grad + p.margin, pitch, depth}, call.grad, grad_lanes, y0, 1, rows,
                               T(1));
             unit.load_queries({q + p.margin, pitch, depth}, call.q, q_lanes, first, w.stride, rows,

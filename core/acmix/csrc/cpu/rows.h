@@ -320,12 +320,12 @@ void load_row(T* dst, int64_t pitch, int64_t depth, const Map& map, int64_t at, 
     });
 }
 
-// What is taken off the rows of a map: a map of T, its lanes and scratch for a row of it.
+// What is taken off the rows of a map: a map of T, or none, its lanes and scratch for a row of it.
 template <typename T>
 struct Minus {
-    const Map* map;
-    Lanes lanes;
-    T* row;
+    const Map* map = nullptr;
+    Lanes lanes{};
+    T* row = nullptr;
 };
 
 // The same less row y of `minus`.

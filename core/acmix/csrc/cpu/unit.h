@@ -105,7 +105,7 @@ struct Unit {
     // Padded rows [first, first + rows) of a map into scratch [row][channel][key_pitch], which
     // has each row of the image once; less those of another map where there is one.
     void load_keys(T* to, const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
-                   const Minus<T>* minus = nullptr) const {
+                   const Minus<T>& minus = {}) const {
         int64_t row_size = w.depth * p.key_pitch, y_step = map.stride[3];
         int64_t begin = max_of(first - p.pad, 0), end = min_of(first + rows - p.pad, w.height);
         bool zeros = false;
@@ -115,11 +115,10 @@ struct Unit {
             zeros = zeros || y < 0;
         }
         for (int64_t y = begin; y < end; y++, to += row_size) {
-            if (minus == nullptr) {
+            if (minus.map == nullptr) {
                 load_row(to, p.key_pitch, w.depth, map, y * y_step, lanes, T(1), y_step);
             } else {
-                load_difference(to, p.key_pitch, w.depth, map, y * y_step, lanes, y_step, *minus,
-                                y);
+                load_difference(to, p.key_pitch, w.depth, map, y * y_step, lanes, y_step, minus, y);
             }
         }
         if (zeros) memset(to, 0, row_size * sizeof(T));
