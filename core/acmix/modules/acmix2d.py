@@ -131,8 +131,7 @@ class ACmix2d(ACmixBase):
 
     def _position(self, qkv: Tensor) -> Tensor:
         """Position encoding, (D, H, W)."""
-        encode = partial(encode_position, self.conv_p, like=qkv)
-        return self._sizes.get(qkv.shape[-2:], qkv, encode) if self.deployed else encode()
+        return self._of_position(qkv, partial(encode_position, self.conv_p, like=qkv))
 
     def _fold(self) -> None:
         self.qkv = joined_projections(self, self.in_channels)

@@ -1,5 +1,6 @@
 """What every ACmix layer shares: the convolution path and the mix of the two paths."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
 import torch
@@ -54,6 +55,8 @@ class ACmixBase(Deployable):
 
     # No layer where it is folded into the kernels.
     fc: nn.Conv2d | None
+    # Of the layers with a position encoding.
+    conv_p: nn.Conv2d
 
     def __init__(
         self,
@@ -152,6 +155,14 @@ class ACmixBase(Deployable):
         """The shift kernels times beta: the path is linear in them, and they are small."""
         beta, kernels = self.beta(), self.dep_conv(like.detach())
         return kernels if beta is None else kernels * beta
+
+    def _of_position(self, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make()`` makes of the encoding ``conv_p`` for maps like ``like``, kept."""
+        if not (self.deployed or is_plain(self.conv_p, nn.Conv2d)):
+            return make()
+        # A deployed layer does not change.
+        sources = () if self.deployed else tuple(self.conv_p.parameters())
+        return self._sizes.get(like.shape[-2:], like, make, sources)
 
     def beta(self) -> Tensor | None:
         """Factor of the convolution path, (1,), or ``None`` for 1."""

@@ -140,8 +140,7 @@ class VectorACmix(ACmixBase):
     def _pairwise(self, q: Tensor, k: Tensor) -> Tensor:
         """Weights (B, C / share, k², H, W), a softmax over the neighbourhood."""
         relation = neighbourhood_difference(q, k, kernel_size=self.kernel_att, backend=self.backend)
-        make = partial(self._distances, q)
-        distance = self._sizes.get(q.shape[-2:], q, make) if self.deployed else make()
+        distance = self._of_position(q, partial(self._distances, q))
         pairs = torch.cat([relation, distance.expand(q.shape[0], -1, -1, -1, -1)], dim=1)
         return self.conv_w(pairs.flatten(3)).unflatten(3, q.shape[-2:]).softmax(dim=2)
 

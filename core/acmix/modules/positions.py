@@ -1,25 +1,27 @@
-"""Tensors that follow from the size of a map alone, kept for the sizes seen last."""
+"""Tensors that follow from the size of a map and from small parameters, kept until those change."""
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from acmix.tracing import Size
+from acmix.tracing import Size, is_written_down
 
 # Positions of an image are small next to its maps; a network sees few sizes, or endless ones.
 _MOST = 8
 
 
 class SizeCache:
-    """Keeps what a function makes for maps of one size, dtype and device.
+    """Keeps what a function makes for maps of one size, dtype and device, of unchanged parameters.
 
     It is no state: copies and pickles start empty. A program that is being traced or compiled
     takes what is there, as a constant, and stores nothing.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple, Tensor] = {}
+        # By size, dtype and device, with the values that it was made of.
+        self._kept: dict[tuple, tuple[list[tuple], Tensor]] = {}
 
     def __reduce__(self) -> tuple:
         """Copy and pickle without the contents."""
@@ -29,24 +31,33 @@ class SizeCache:
         """Forget everything."""
         self._kept.clear()
 
-    def get(self, size: Sequence[Size], like: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        """What ``make()`` gives, which may depend on the size, and dtype and device of ``like``.
+    def get(
+        self,
+        size: Sequence[Size],
+        like: Tensor,
+        make: Callable[[], Tensor],
+        sources: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """What ``make()`` gives, which may depend on nothing but the other arguments.
 
         Args:
             size: Of the maps, (H, W).
             like: A tensor of their dtype on their device.
-            make: Called once for each kind of maps.
+            make: Called once for each kind of maps, and again when a source has changed.
+            sources: Small parameters that it is made of. It is not kept where their values can't be
+                told, see ``_values``.
         """
-        # Symbols and traced sizes stand for other sizes too, and a subclass of tensors for values
-        # that are elsewhere or nowhere.
+        # Symbols and traced sizes stand for other sizes too.
         known = all(type(length) is int for length in size)
-        plain = type(like) is Tensor or type(like) is nn.Parameter
-        if torch.compiler.is_dynamo_compiling() or not (known and plain):
+        if torch.compiler.is_dynamo_compiling() or not (known and _is_plain(like)):
+            return make()
+        values = _values(sources)
+        if values is None:
             return make()
         key = (*size, like.dtype, like.device)
         kept = self._kept.get(key)
-        if kept is not None:
-            return kept
+        if kept is not None and kept[0] == values:
+            return kept[1]
         if torch.compiler.is_compiling():
             return make()
         # Tensors of inference mode could not be used outside of it.
@@ -55,5 +66,28 @@ class SizeCache:
         # Another thread may be here as well, so that the oldest is gone already.
         for oldest in list(self._kept)[: 1 - _MOST]:
             self._kept.pop(oldest, None)
-        self._kept[key] = made
+        self._kept[key] = values, made
         return made
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether it has its values itself: those of a subclass are elsewhere or nowhere."""
+    return type(x) is Tensor or type(x) is nn.Parameter
+
+
+def _values(sources: Sequence[Tensor]) -> list[tuple] | None:
+    """Something that is equal while the values of the sources are, where these can be told.
+
+    That is without gradients, on the CPU, in a call that nobody records or transforms. A version
+    would not do: averaged weights are often swapped through ``.data``, which no version counts.
+    """
+    if not sources:
+        return []
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_written_down():
+        return None
+    # Modes and transforms, such as fake tensors and vmap, give tensors other values.
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
+        return None
+    if not all(x.is_cpu and _is_plain(x) and x.is_contiguous() for x in sources):
+        return None
+    return [(x.dtype, ctypes.string_at(x.data_ptr(), x.nbytes)) for x in sources]

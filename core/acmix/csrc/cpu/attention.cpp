@@ -143,13 +143,8 @@ struct AttentionUnit {
                     if (cuts()) cut(s + j * s_row, L, mask + x, unit.y0 + row);
                     inverse[j] = softmax(s + j * s_row, lse.row(row) + x);
                 }
-                unit.gather_queries(step_count, s, s_row, values + x, count, out.row(y) + x);
-                for (int j = 0; j < count; j++) {
-                    for (int64_t d = 0; d < depth; d++) {
-                        T* at = out.row(y + j * p.apart) + x + d * pitch;
-                        S::store(at, S::load(at) * inverse[j]);
-                    }
-                }
+                unit.gather_queries(step_count, s, s_row, values + x, count, out.row(y) + x,
+                                    inverse);
             }
         });
         unit.store_queries(call.out, unit.query_lanes(call.out, table), unit.y0, rows, out, T(1));

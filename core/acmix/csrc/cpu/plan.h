@@ -15,6 +15,7 @@ namespace acmix {
 namespace {
 
 constexpr int64_t kTileBytes = 640 << 10;  // scratch of one tile, to stay in the second level cache
+constexpr int64_t kRowBytes = 12 << 10;    // of a row of keys of heads side by side
 
 // Input index of a padded position, or -1 outside the image.
 INLINE int64_t source_index(int64_t padded, int64_t pad, int64_t size, bool reflect) {
@@ -57,11 +58,17 @@ INLINE int64_t common_divisor(int64_t a, int64_t b) {
     return a;
 }
 
-// Interleaves heads while that fills more lanes and leaves a group for every thread.
-INLINE int64_t heads_together(const Plan& p, int lanes, int64_t threads) {
+// Interleaves heads while that fills more lanes and leaves a group for every thread. Those that are
+// well filled are filled up only where rows of keys are short: a tile has fewer of long ones.
+template <typename T>
+int64_t heads_together(const Plan& p, int64_t threads) {
+    constexpr int L = Simd<T>::kLanes;
+    const Window& w = p.window;
     int64_t group = 1;
-    auto filled = [&](int64_t g) { return double(p.out_w * g) / round_up(p.out_w * g, lanes); };
-    for (int64_t g = 2; g <= lanes && filled(group) < 0.85; g *= 2) {
+    auto filled = [&](int64_t g) { return double(p.out_w * g) / round_up(p.out_w * g, L); };
+    auto row_bytes = [&](int64_t g) { return product(w.width + 2 * p.pad, w.depth, g, sizeof(T)); };
+    for (int64_t g = 2; g <= L && filled(group) < 0.95; g *= 2) {
+        if (filled(group) >= 0.85 && row_bytes(g) > kRowBytes) break;
         if (ceil_div(p.heads, g) < threads || g > p.heads) break;
         if (filled(g) > filled(group)) group = g;
     }
@@ -120,7 +127,6 @@ int64_t tile_height(const Plan& p, int64_t reach) {
 // A plan without units if there is nothing to do.
 template <typename T>
 Plan make_plan(const Window& window) {
-    constexpr int L = Simd<T>::kLanes;
     Plan p{window};
     const Window& w = window;
     p.taps = product(w.kernel, w.kernel);
@@ -133,10 +139,10 @@ Plan make_plan(const Window& window) {
     int64_t reach = product(w.kernel - 1, w.dilation);
     if (w.backward) {
         // Tiles are summed one after another: their height must not depend on the threads.
-        set_pitches<T>(p, heads_together(p, L, 1));
+        set_pitches<T>(p, heads_together<T>(p, 1));
         p.tile_h = tile_height<T>(p, reach);
     }
-    set_pitches<T>(p, heads_together(p, L, w.threads));
+    set_pitches<T>(p, heads_together<T>(p, w.threads));
     if (!w.backward) p.tile_h = tile_height<T>(p, reach);
     p.tiles_y = ceil_div(p.out_h, p.tile_h);
     p.tile_rows = (p.tile_h - 1) * w.stride + reach + 1;

@@ -81,6 +81,13 @@ struct Step {
     int first, last;
 };
 
+// Whether sums go on from what is there, and a vector of factors for each row of them, or none.
+template <typename T>
+struct Finish {
+    const typename Simd<T>::V* factor = nullptr;
+    bool add = false;
+};
+
 // result[j][d] += sum_i weight[j][i] source[d][i] over the offsets of one row, first <= j < last.
 template <typename T, int F, int E, int N>
 INLINE void gather_row(typename Simd<T>::V (&sum)[kRows][N], const T* weight, int64_t w_row,
@@ -106,14 +113,17 @@ template <typename T, int N>
 void gather_block(const Step* steps, int64_t step_count, const T* weight, int64_t w_row,
                   const int64_t* w_offset, const T* source, int64_t depth_stride,
                   const int64_t* s_offset, int64_t count, T* out, int64_t out_row,
-                  int64_t out_depth, int rows, bool add) {
+                  int64_t out_depth, int rows, const Finish<T>& finish) {
     static_assert(kRows == 3, "the cases below list the row ranges of three rows");
     using S = Simd<T>;
     typename S::V sum[kRows][N];
 #pragma GCC unroll 4
     for (int j = 0; j < kRows; j++) {
 #pragma GCC unroll 8
-        for (int d = 0; d < N; d++) sum[j][d] = typename S::V{};
+        for (int d = 0; d < N; d++) {
+            bool starts = !finish.add || j >= rows;
+            sum[j][d] = starts ? typename S::V{} : S::load(out + j * out_row + d * out_depth);
+        }
     }
     for (const Step* step = steps; step < steps + step_count; step++) {
         const T* w = weight + step->weight;
@@ -137,8 +147,8 @@ void gather_block(const Step* steps, int64_t step_count, const T* weight, int64_
         if (j >= rows) break;
 #pragma GCC unroll 8
         for (int d = 0; d < N; d++) {
-            T* to = out + j * out_row + d * out_depth;
-            S::store(to, add ? S::load(to) + sum[j][d] : sum[j][d]);
+            if (finish.factor != nullptr) sum[j][d] *= finish.factor[j];
+            S::store(out + j * out_row + d * out_depth, sum[j][d]);
         }
     }
 }
@@ -147,13 +157,13 @@ template <typename T>
 void gather(const Step* steps, int64_t step_count, const T* weight, int64_t w_row,
             const int64_t* w_offset, const T* source, int64_t depth_stride, const int64_t* s_offset,
             int64_t count, T* out, int64_t out_row, int64_t out_depth, int64_t depth, int rows,
-            bool add) {
+            const Finish<T>& finish = {}) {
     int64_t d = 0;
 #define ACMIX_BLOCK(N)                                                                             \
     for (; d + N <= depth; d += N) {                                                               \
         gather_block<T, N>(steps, step_count, weight, w_row, w_offset, source + d * depth_stride,  \
                            depth_stride, s_offset, count, out + d * out_depth, out_row, out_depth, \
-                           rows, add);                                                             \
+                           rows, finish);                                                          \
     }
     ACMIX_BLOCK(kDepth)
     ACMIX_BLOCK(2)

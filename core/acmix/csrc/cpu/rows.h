@@ -82,9 +82,10 @@ INLINE void load_pieces(double* to, int64_t pitch, int64_t depth, const double* 
 // Places of a table of lanes: offsets, other lanes, pieces.
 INLINE int64_t table_size(int64_t count) { return 4 * count; }
 
-// `table` has table_size(count) places, the first `count` filled with offsets.
+// `table` has table_size(count) places, the first `count` filled with offsets; channels are
+// `stride` apart.
 template <typename T>
-Lanes find_runs(int64_t* table, int64_t count) {
+Lanes find_runs(int64_t* table, int64_t count, int64_t stride) {
     Lanes lanes{table, count, 0, 0, table + count, 0, nullptr};
     for (int64_t i = 0; i < count;) {
         int64_t j = i + 1;
@@ -101,7 +102,8 @@ Lanes find_runs(int64_t* table, int64_t count) {
 #if defined(__AVX512F__)
     constexpr int L = Simd<T>::kLanes;
     auto* pieces = reinterpret_cast<Pieces*>(table + 2 * count);
-    bool found = count % L == 0;
+    // Where channels are neighbours, lanes are not.
+    bool found = count % L == 0 && stride != 1;
     for (int64_t i = 0; found && i < count / L; i++) {
         found = find_pieces<T>(table + i * L, pieces[i]);
     }
@@ -279,11 +281,11 @@ void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t str
 // dst[lane offset + d * stride] = scale * src[d * pitch + lane]
 template <typename T, typename E>
 void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t pitch,
-                  int64_t depth, T scale) {
+                  int64_t depth, T scale, int64_t next_row) {
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
-    if (stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0) {
+    if (by_squares<T>(lanes, stride, depth)) {
         for (; d + L <= depth; d += L) {
             for (int64_t lane = 0; lane < lanes.count; lane += L) {
                 typename S::V rows[L];
@@ -291,7 +293,9 @@ void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int6
                 transpose<T>(rows);
                 for (int i = 0; i < L; i++) {
                     int64_t offset = lanes.offset[lane + i];
-                    if (offset >= 0) store_vector(dst + offset + d, rows[i]);
+                    if (offset < 0) continue;
+                    store_vector(dst + offset + d, rows[i]);
+                    __builtin_prefetch(dst + offset + d + next_row, 1);
                 }
             }
         }
@@ -357,7 +361,7 @@ template <typename T>
 void store_row(const Map& map, int64_t at, const Lanes& lanes, const T* src, int64_t pitch,
                int64_t depth, T scale) {
     with_elements<T>(map, [&](auto* data) {
-        store_row_of(data + at, map.stride[2], lanes, src, pitch, depth, scale);
+        store_row_of(data + at, map.stride[2], lanes, src, pitch, depth, scale, map.stride[3]);
     });
 }
 

@@ -10,6 +10,7 @@
 #include "plan.h"
 #include "rows.h"
 #include "scratch.h"
+#include "slides.h"
 
 namespace acmix {
 namespace {
@@ -36,6 +37,7 @@ struct Unit {
     int64_t* tap_column;  // and among the taps of a window row
     int64_t* shifted;     // columns of the keys' side of the windows: see gather_keys
     Step* steps;
+    int64_t slide;  // lanes between two columns of a window, or 0: see slides.h
 
     Unit(const Plan& plan, int64_t group, int64_t tile, int64_t tap_lanes, Arena& arena)
         : p(plan),
@@ -50,7 +52,9 @@ struct Unit {
           key_column(arena.take<int64_t>(w.kernel)),
           tap_column(arena.take<int64_t>(w.kernel)),
           shifted(arena.take<int64_t>(2, w.kernel)),
-          steps(arena.take<Step>(max_of(plan.tile_h, product(kRows, w.kernel)))) {
+          steps(arena.take<Step>(max_of(plan.tile_h, product(kRows, w.kernel)))),
+          slide(w.stride == 1 ? product(w.dilation, plan.group) : 0) {
+        if (!can_slide<T>(w.kernel, slide)) slide = 0;
         if (arena.base == nullptr) return;
         for (int64_t dx = 0; dx < w.kernel; dx++) {
             key_column[dx] = lane_of(dx * w.dilation);
@@ -77,27 +81,41 @@ struct Unit {
 
     // Lanes of a row of queries of this tile; `step` columns of the map lie between two of them.
     Lanes query_lanes(const Map& map, int64_t* table, int64_t step = 1) const {
-        for (int64_t i = 0; i < p.lanes; i++) {
-            int64_t x = i / p.group, g = i % p.group;
-            bool real = g < head_count && x < width;
-            table[i] = real ? head_offset(map, g) + (x0 + x) * step * map.stride[4] : -1;
+        int64_t heads[L], i = 0;
+        head_offsets(map, heads);
+        for (int64_t x = 0; x < width; x++) {
+            i = put_heads(table, i, heads, (x0 + x) * step * map.stride[4]);
         }
-        return find_runs<T>(table, p.lanes);
+        while (i < p.lanes) table[i++] = -1;
+        return find_runs<T>(table, p.lanes, map.stride[2]);
     }
 
     // Lanes of a padded row of keys of this tile: [phase][column][head].
     Lanes key_lanes(const Map& map, int64_t* table, bool interior = false) const {
-        int64_t count = w.stride * p.phase_pitch;
-        for (int64_t i = 0; i < count; i++) {
-            int64_t phase = i / p.phase_pitch, rest = i % p.phase_pitch;
-            int64_t g = rest % p.group;
-            int64_t padded = (x0 + rest / p.group) * w.stride + phase;
-            bool real = g < head_count && padded < w.width + 2 * p.pad;
-            bool reflect = w.reflect && !interior;
-            int64_t x = real ? source_index(padded, p.pad, w.width, reflect) : -1;
-            table[i] = x < 0 ? -1 : head_offset(map, g) + x * map.stride[4];
+        int64_t heads[L], nowhere[L], i = 0, columns = p.phase_pitch / p.group;
+        head_offsets(map, heads);
+        for (int64_t& head : nowhere) head = -1;
+        for (int64_t phase = 0; phase < w.stride; phase++) {
+            for (int64_t column = 0; column < columns; column++) {
+                int64_t padded = (x0 + column) * w.stride + phase;
+                int64_t x = padded < w.width + 2 * p.pad
+                                ? source_index(padded, p.pad, w.width, w.reflect && !interior)
+                                : -1;
+                i = put_heads(table, i, x < 0 ? nowhere : heads, x < 0 ? 0 : x * map.stride[4]);
+            }
         }
-        return find_runs<T>(table, count);
+        return find_runs<T>(table, i, map.stride[2]);
+    }
+
+    // Where the heads of this unit begin, or -1 for those beyond the last.
+    void head_offsets(const Map& map, int64_t (&to)[L]) const {
+        for (int64_t g = 0; g < p.group; g++) to[g] = g < head_count ? head_offset(map, g) : -1;
+    }
+
+    // Adds the lanes of a column, which is `at` from where heads begin, behind i others.
+    int64_t put_heads(int64_t* table, int64_t i, const int64_t (&heads)[L], int64_t at) const {
+        for (int64_t g = 0; g < p.group; g++, i++) table[i] = heads[g] < 0 ? -1 : heads[g] + at;
+        return i;
     }
 
     // ----------------------------------------------------------------------------- copies
@@ -202,6 +220,15 @@ struct Unit {
             T* to = s + first * s_row + (t - first * p.key_step) * k * tap;
             // The next query row sees this key row one or more window rows earlier.
             int64_t to_row = s_row - p.key_step * k * tap;
+#ifdef ACMIX_SLIDES
+            if (slide != 0) {
+                return with_sizes<T>(
+                    last - first, k, slide, [&](auto rows, auto columns, auto step) {
+                        slide_dots<T, rows, columns, step>(query, q_row, p.query_pitch, key,
+                                                           p.key_pitch, w.depth, to, to_row, tap);
+                    });
+            }
+#endif
 #define ACMIX_ROWS(A)                                                                         \
     case A:                                                                                   \
         dots<T, A>(query, q_row, p.query_pitch, key, p.key_pitch, key_column, k, w.depth, to, \
@@ -227,13 +254,48 @@ struct Unit {
         return count;
     }
 
-    // Sums of the keys of a set of rows under the weights s[j][o], after query_steps.
+    // Sums of the keys of a set of rows under the weights s[j][o], after query_steps, times a
+    // vector for each row if there is one.
     void gather_queries(int64_t step_count, const T* s, int64_t s_row, const T* keys, int rows,
-                        T* to) const {
-        gather(steps, step_count, s, s_row - p.key_step * w.kernel * tap, tap_column, keys,
-               p.key_pitch, key_column, w.kernel, to, p.apart * w.depth * p.query_pitch,
-               p.query_pitch, w.depth, rows, false);
+                        T* to, const typename S::V* factor = nullptr) const {
+        int64_t k = w.kernel, w_row = s_row - p.key_step * k * tap;
+        int64_t to_row = p.apart * w.depth * p.query_pitch;
+#ifdef ACMIX_SLIDES
+        for (int64_t t = 0; slide != 0 && t < step_count; t++) {
+            const Step& now = steps[t];
+            bool fresh = t == now.last - 1, done = factor != nullptr && t - now.first == k - 1;
+            with_sizes<T>(now.last - now.first, k, slide, [&](auto rows, auto columns, auto step) {
+                slide_gather<T, rows, columns, step>(s + now.weight + now.first * w_row, w_row, tap,
+                                                     keys + now.source, p.key_pitch, w.depth,
+                                                     to + now.first * to_row, to_row, p.query_pitch,
+                                                     fresh, done ? factor + now.first : nullptr);
+            });
+        }
+        if (slide != 0) return;
+#endif
+        gather(steps, step_count, s, w_row, tap_column, keys, p.key_pitch, key_column, k, to,
+               to_row, p.query_pitch, w.depth, rows, {factor});
     }
+
+#ifdef ACMIX_SLIDES
+    // The part of gather_keys for one set of rows of keys, where the columns of windows slide.
+    void slide_keys(T* sum, int64_t sum_row, const T* weights, const T* source,
+                    int64_t step_count) const {
+        int64_t k = w.kernel, pitch = p.query_pitch;
+        for (int64_t x = 0; x < p.phase_pitch; x += L) {
+            for (const Step* now = steps; now < steps + step_count; now++) {
+                with_sizes<T>(now->last - now->first, k, slide,
+                              [&](auto rows, auto columns, auto step) {
+                                  slide_gather<T, rows, columns, -step>(
+                                      weights + p.margin + x + now->weight + now->first * k * pitch,
+                                      k * pitch, pitch - step, source + p.margin + x + now->source,
+                                      pitch, w.depth, sum + x + now->first * sum_row, sum_row,
+                                      p.key_pitch, false, nullptr);
+                              });
+            }
+        }
+    }
+#endif
 
     // Adds to the padded rows of `sum` what rows [first_row, first_row + rows) of queries give to
     // their keys: [row][tap] weights of [row][channel] sources, both with margins of zeros.
@@ -260,6 +322,13 @@ struct Unit {
                                            r * w.depth * p.query_pitch, from, to};
                 }
                 if (step_count == 0) continue;
+#ifdef ACMIX_SLIDES
+                if (slide != 0) {
+                    slide_keys(sum + t * row_size, dilation * row_size, weights, source,
+                               step_count);
+                    continue;
+                }
+#endif
                 for (int64_t shift = 0; shift < stride; shift++) {
                     int64_t columns = 0;
                     for (int64_t dx = 0; dx < k; dx++) {
@@ -273,7 +342,8 @@ struct Unit {
                     for (int64_t x = 0; x < p.phase_pitch; x += L) {
                         gather(steps, step_count, weights + p.margin + x, k * p.query_pitch,
                                w_offset, source + p.margin + x, p.query_pitch, s_offset, columns,
-                               to + x, dilation * row_size, p.key_pitch, w.depth, count, true);
+                               to + x, dilation * row_size, p.key_pitch, w.depth, count,
+                               {nullptr, true});
                     }
                 }
             }

@@ -160,8 +160,8 @@ struct WindowUnit {
     // Pixels as columns, [channel][pixel], zero behind the pixels.
     Matrix<T> load_columns(T* to, const Map& map, int64_t unit, int64_t* table) const {
         for (int64_t j = 0; j < keys; j++) table[j] = j < pixels ? pixel_of(map, j) : -1;
-        load_row(to, keys, call.depth, map, start_of(map, unit), find_runs<T>(table, keys), T(1),
-                 next_of(map, unit));
+        load_row(to, keys, call.depth, map, start_of(map, unit),
+                 find_runs<T>(table, keys, map.stride[2]), T(1), next_of(map, unit));
         return {to, keys};
     }
 
