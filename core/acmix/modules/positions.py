@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from acmix.tracing import Size, is_written_down
+from acmix.tracing import Size
 
 # Positions of an image are small next to its maps; a network sees few sizes, or endless ones.
 _MOST = 8
@@ -83,7 +83,7 @@ def _values(sources: Sequence[Tensor]) -> list[tuple] | None:
     """
     if not sources:
         return []
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_written_down():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     # Modes and transforms, such as fake tensors and vmap, give tensors other values.
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():

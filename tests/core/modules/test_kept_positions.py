@@ -1,4 +1,4 @@
-"""Without gradients a position encoding is kept, for exactly as long as its weights stay the same."""
+"""Without gradients a position encoding is kept, for just as long as its weights stay the same."""
 
 import copy
 

@@ -69,8 +69,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both paths sum up in one gradient of the projections."""
     maps = channels_last(computable(maps_of(qkv, heads)))
-    # Queries between the strides have no gradient.
-    dmaps = new_map(maps.new_zeros if stride > 1 else maps.new_empty, maps.shape)
+    dmaps = new_map(maps.new_empty, maps.shape)
+    if stride > 1:
+        # Queries between the strides have no gradient.
+        dmaps[:, :heads].zero_()
     grads = dmaps.unflatten(1, (3, heads)).unbind(1)
     attend_backward(
         computable(grad_attention).unflatten(1, (heads, -1)),

@@ -9,7 +9,7 @@
 // threads.
 #pragma once
 
-#include "products.h"
+#include "slides.h"
 
 namespace acmix {
 namespace {
@@ -70,7 +70,9 @@ int64_t heads_together(const Plan& p, int64_t threads) {
     for (int64_t g = 2; g <= L && filled(group) < 0.95; g *= 2) {
         if (filled(group) >= 0.85 && row_bytes(g) > kRowBytes) break;
         if (ceil_div(p.heads, g) < threads || g > p.heads) break;
-        if (filled(g) > filled(group)) group = g;
+        // Rows of more heads have less slack at their ends, which pays where columns slide.
+        bool slides = w.stride == 1 && can_slide<T>(w.kernel, w.dilation * g);
+        if (filled(g) > filled(group) || (slides && filled(g) == filled(group))) group = g;
     }
     return group;
 }

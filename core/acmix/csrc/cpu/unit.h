@@ -10,7 +10,6 @@
 #include "plan.h"
 #include "rows.h"
 #include "scratch.h"
-#include "slides.h"
 
 namespace acmix {
 namespace {
