@@ -84,7 +84,7 @@ struct AggregationUnit {
                                T(1));
             unit.gather_keys(dv, y0, rows, weights, grad);
         }
-        unit.store_keys(call.grad_v, dv, T(1), tables[0]);
+        unit.store_keys(call.grad_v, dv, T(1), tables[0], tables[1]);
     }
 };
 

@@ -230,8 +230,8 @@ struct AttentionUnit {
             unit.store_queries(call.grad_q, dq_lanes, y0, rows, dq, scale);
         }
         // q came in with log2(e) in its scale.
-        unit.store_keys(call.grad_k, dk, 1 / kLog2e, tables[0]);
-        unit.store_keys(call.grad_v, dv, T(1), tables[0]);
+        unit.store_keys(call.grad_k, dk, 1 / kLog2e, tables[0], tables[1]);
+        unit.store_keys(call.grad_v, dv, T(1), tables[0], tables[1]);
     }
 };
 

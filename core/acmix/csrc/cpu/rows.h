@@ -202,6 +202,14 @@ INLINE bool by_squares(const Lanes& lanes, int64_t stride, int64_t depth) {
     return stride == 1 && depth >= L && lanes.begin == lanes.end && lanes.count % L == 0;
 }
 
+template <int L>
+INLINE bool nowhere(const int64_t* offset) {
+    for (int i = 0; i < L; i++) {
+        if (offset[i] >= 0) return false;
+    }
+    return true;
+}
+
 // dst[d * pitch + lane] = scale * src[lane offset + d] for the channels d that whole squares have;
 // returns their number. change(lane, d, v) is what becomes of a vector of a lane's channels.
 template <typename T, typename E, typename Change>
@@ -278,8 +286,8 @@ void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t str
     }
 }
 
-// dst[lane offset + d * stride] = scale * src[d * pitch + lane]
-template <typename T, typename E>
+// dst[lane offset + d * stride] = scale * src[d * pitch + lane], or that is added to what is there.
+template <bool kAdd, typename T, typename E>
 void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t pitch,
                   int64_t depth, T scale, int64_t next_row) {
     using S = Simd<T>;
@@ -288,14 +296,18 @@ void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int6
     if (by_squares<T>(lanes, stride, depth)) {
         for (; d + L <= depth; d += L) {
             for (int64_t lane = 0; lane < lanes.count; lane += L) {
+                if (kAdd && nowhere<L>(lanes.offset + lane)) continue;
                 typename S::V rows[L];
                 for (int i = 0; i < L; i++) rows[i] = S::load(src + (d + i) * pitch + lane) * scale;
                 transpose<T>(rows);
                 for (int i = 0; i < L; i++) {
                     int64_t offset = lanes.offset[lane + i];
                     if (offset < 0) continue;
-                    store_vector(dst + offset + d, rows[i]);
-                    __builtin_prefetch(dst + offset + d + next_row, 1);
+                    E* to = dst + offset + d;
+                    const E* there = to;
+                    if (kAdd) rows[i] += load_vector(there);
+                    store_vector(to, rows[i]);
+                    __builtin_prefetch(to + next_row, 1);
                 }
             }
         }
@@ -303,6 +315,15 @@ void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int6
     for (; d < depth; d++) {
         const T* from = src + d * pitch;
         E* to = dst + d * stride;
+        if constexpr (kAdd) {
+            for (int64_t i = 0; i < lanes.count; i++) {
+                if (lanes.offset[i] < 0) continue;
+                E* at = to + lanes.offset[i];
+                const E* there = at;
+                store_one(at, load_one(there) + from[i] * scale);
+            }
+            continue;
+        }
         if (lanes.begin < lanes.end) {
             scaled_copy<T, L>(to + lanes.offset[lanes.begin], from + lanes.begin,
                               lanes.end - lanes.begin, scale);
@@ -357,11 +378,12 @@ void load_difference(T* dst, int64_t pitch, int64_t depth, const Map& map, int64
     }
 }
 
-template <typename T>
+template <typename T, bool kAdd = false>
 void store_row(const Map& map, int64_t at, const Lanes& lanes, const T* src, int64_t pitch,
                int64_t depth, T scale) {
     with_elements<T>(map, [&](auto* data) {
-        store_row_of(data + at, map.stride[2], lanes, src, pitch, depth, scale, map.stride[3]);
+        store_row_of<kAdd>(data + at, map.stride[2], lanes, src, pitch, depth, scale,
+                           map.stride[3]);
     });
 }
 

@@ -143,7 +143,7 @@ struct Unit {
 
     // Sums [row][channel][key_pitch] of all padded positions, added up at the pixels that they
     // stand for in a fixed order, into a map.
-    void store_keys(const Map& map, T* sum, T scale, int64_t* table) const {
+    void store_keys(const Map& map, T* sum, T scale, int64_t* table, int64_t* mirror) const {
         int64_t row_size = w.depth * p.key_pitch, padded_h = w.height + 2 * p.pad;
         for (int64_t r = 0; w.reflect && r < padded_h; r++) {
             int64_t y = source_index(r, p.pad, w.height, true) + p.pad;
@@ -151,19 +151,16 @@ struct Unit {
             T *from = sum + r * row_size, *into = sum + y * row_size;
             for (int64_t i = 0; i < row_size; i++) into[i] += from[i];
         }
-        Lanes lanes = key_lanes(map, table, true);
+        Lanes inside = key_lanes(map, table, true), mirrored = key_lanes(map, mirror);
+        for (int64_t i = 0; i < inside.count; i++) {
+            if (inside.offset[i] >= 0) mirrored.offset[i] = -1;
+        }
         for (int64_t y = 0; y < w.height; y++) {
             T* row = sum + (y + p.pad) * row_size;
-            for (int64_t x = 0; w.reflect && x < w.width + 2 * p.pad; x++) {
-                int64_t source = source_index(x, p.pad, w.width, true) + p.pad;
-                if (source == x) continue;
-                for (int64_t d = 0; d < w.depth; d++) {
-                    T* from = row + d * p.key_pitch + lane_of(x);
-                    T* into = row + d * p.key_pitch + lane_of(source);
-                    for (int64_t g = 0; g < p.group; g++) into[g] += from[g];
-                }
-            }
-            store_row(map, y * map.stride[3], lanes, row, p.key_pitch, w.depth, scale);
+            int64_t at = y * map.stride[3];
+            store_row(map, at, inside, row, p.key_pitch, w.depth, scale);
+            if (!w.reflect) continue;
+            store_row<T, true>(map, at, mirrored, row, p.key_pitch, w.depth, scale);
         }
     }
 
