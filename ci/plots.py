@@ -21,13 +21,13 @@ fill: #1d2733; }
 
 
 def ratio_bars(rows: list[dict]) -> str:
-    """Bars of the first device's rows, a group for each model, with a mark at each target.
+    """Bars of the device measured last, a group for each model, with a mark at each target.
 
     Args:
         rows: Rows of the benchmark whose case is a model and its twin. The row of the twin has
             the target, such as ``acmix ≤ 1.05``.
     """
-    device = rows[0]["device"]
+    device = rows[-1]["device"]
     rows = [row for row in rows if row["device"] == device]
     targets = {
         (row["case"], row["mode"]): float(row["target"].split()[-1])
