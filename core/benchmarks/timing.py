@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-REPEATS = 7
+REPEATS = 15
 
 
 def device_name() -> str:
