@@ -161,8 +161,9 @@ class ACmixBase(Deployable):
         if not (self.deployed or is_plain(self.conv_p, nn.Conv2d)):
             return make()
         # A deployed layer does not change.
-        sources = () if self.deployed else tuple(self.conv_p.parameters())
-        return self._sizes.get(like.shape[-2:], like, make, sources)
+        sources = () if self.deployed else (self.conv_p.weight, self.conv_p.bias)
+        given = [x for x in sources if x is not None]
+        return self._sizes.get(like.shape[-2:], like, make, given)
 
     def beta(self) -> Tensor | None:
         """Factor of the convolution path, (1,), or ``None`` for 1."""

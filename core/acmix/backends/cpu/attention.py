@@ -43,8 +43,6 @@ def _backward(
     """``out`` is not read: the kernel has every P and dP at hand, and sums P * dP itself."""
     maps = [computable(x) for x in (q, k, v)]
     grads = [empty_map(x, x.shape, maps[0].dtype) for x in (q, k, v)]
-    if stride > 1:
-        grads[0].zero_()
     window = (kernel_size, stride, dilation)
     attend_backward(computable(grad), maps, None, lse, window, grads)
     dq, dk, dv = (x.to(q.dtype) for x in grads)
@@ -80,10 +78,13 @@ def attend_backward(
     window: tuple[int, int, int],
     grads: Sequence[Tensor],
 ) -> None:
-    """Write the gradients of q, k and v into ``grads``; with a stride, that of q must be zero."""
+    """Write the gradients of q, k and v into ``grads``."""
     q, k, v = maps
     kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
     dq, dk, dv = grads
+    if stride > 1:
+        # Queries between the strides have no gradient.
+        dq.zero_()
     library.load().run(
         "attention",
         _settings(q, kernel_size, stride, dilation, backward=True),

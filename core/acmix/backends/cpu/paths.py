@@ -70,9 +70,6 @@ def _backward(
     """Both paths sum up in one gradient of the projections."""
     maps = channels_last(computable(maps_of(qkv, heads)))
     dmaps = new_map(maps.new_empty, maps.shape)
-    if stride > 1:
-        # Queries between the strides have no gradient.
-        dmaps[:, :heads].zero_()
     grads = dmaps.unflatten(1, (3, heads)).unbind(1)
     attend_backward(
         computable(grad_attention).unflatten(1, (heads, -1)),

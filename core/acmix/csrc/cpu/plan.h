@@ -58,6 +58,13 @@ INLINE int64_t common_divisor(int64_t a, int64_t b) {
     return a;
 }
 
+// Lanes between two columns of a window of heads side by side where these slide, or 0.
+template <typename T>
+int64_t slide_of(const Window& w, int64_t group) {
+    int64_t step = product(w.dilation, group);
+    return w.stride == 1 && can_slide<T>(w.kernel, step) ? step : 0;
+}
+
 // Interleaves heads while that fills more lanes and leaves a group for every thread. Those that are
 // well filled are filled up only where rows of keys are short: a tile has fewer of long ones.
 template <typename T>
@@ -71,8 +78,8 @@ int64_t heads_together(const Plan& p, int64_t threads) {
         if (filled(group) >= 0.85 && row_bytes(g) > kRowBytes) break;
         if (ceil_div(p.heads, g) < threads || g > p.heads) break;
         // Rows of more heads have less slack at their ends, which pays where columns slide.
-        bool slides = w.stride == 1 && can_slide<T>(w.kernel, w.dilation * g);
-        if (filled(g) > filled(group) || (slides && filled(g) == filled(group))) group = g;
+        bool less_slack = filled(g) == filled(group) && slide_of<T>(w, g) != 0;
+        if (filled(g) > filled(group) || less_slack) group = g;
     }
     return group;
 }

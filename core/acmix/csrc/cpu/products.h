@@ -81,13 +81,6 @@ struct Step {
     int first, last;
 };
 
-// Whether sums go on from what is there, and a vector of factors for each row of them, or none.
-template <typename T>
-struct Finish {
-    const typename Simd<T>::V* factor = nullptr;
-    bool add = false;
-};
-
 // result[j][d] += sum_i weight[j][i] source[d][i] over the offsets of one row, first <= j < last.
 template <typename T, int F, int E, int N>
 INLINE void gather_row(typename Simd<T>::V (&sum)[kRows][N], const T* weight, int64_t w_row,
@@ -109,11 +102,12 @@ INLINE void gather_row(typename Simd<T>::V (&sum)[kRows][N], const T* weight, in
     }
 }
 
+// Sums from zero, or with `add` from what is there; times a vector for each row if there is one.
 template <typename T, int N>
 void gather_block(const Step* steps, int64_t step_count, const T* weight, int64_t w_row,
                   const int64_t* w_offset, const T* source, int64_t depth_stride,
                   const int64_t* s_offset, int64_t count, T* out, int64_t out_row,
-                  int64_t out_depth, int rows, const Finish<T>& finish) {
+                  int64_t out_depth, int rows, const typename Simd<T>::V* factor, bool add) {
     static_assert(kRows == 3, "the cases below list the row ranges of three rows");
     using S = Simd<T>;
     typename S::V sum[kRows][N];
@@ -121,7 +115,7 @@ void gather_block(const Step* steps, int64_t step_count, const T* weight, int64_
     for (int j = 0; j < kRows; j++) {
 #pragma GCC unroll 8
         for (int d = 0; d < N; d++) {
-            bool starts = !finish.add || j >= rows;
+            bool starts = !add || j >= rows;
             sum[j][d] = starts ? typename S::V{} : S::load(out + j * out_row + d * out_depth);
         }
     }
@@ -147,7 +141,7 @@ void gather_block(const Step* steps, int64_t step_count, const T* weight, int64_
         if (j >= rows) break;
 #pragma GCC unroll 8
         for (int d = 0; d < N; d++) {
-            if (finish.factor != nullptr) sum[j][d] *= finish.factor[j];
+            if (factor != nullptr) sum[j][d] *= factor[j];
             S::store(out + j * out_row + d * out_depth, sum[j][d]);
         }
     }
@@ -157,13 +151,13 @@ template <typename T>
 void gather(const Step* steps, int64_t step_count, const T* weight, int64_t w_row,
             const int64_t* w_offset, const T* source, int64_t depth_stride, const int64_t* s_offset,
             int64_t count, T* out, int64_t out_row, int64_t out_depth, int64_t depth, int rows,
-            const Finish<T>& finish = {}) {
+            const typename Simd<T>::V* factor, bool add) {
     int64_t d = 0;
 #define ACMIX_BLOCK(N)                                                                             \
     for (; d + N <= depth; d += N) {                                                               \
         gather_block<T, N>(steps, step_count, weight, w_row, w_offset, source + d * depth_stride,  \
                            depth_stride, s_offset, count, out + d * out_depth, out_row, out_depth, \
-                           rows, finish);                                                          \
+                           rows, factor, add);                                                     \
     }
     ACMIX_BLOCK(kDepth)
     ACMIX_BLOCK(2)

@@ -304,8 +304,7 @@ void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int6
                     int64_t offset = lanes.offset[lane + i];
                     if (offset < 0) continue;
                     E* to = dst + offset + d;
-                    const E* there = to;
-                    if (kAdd) rows[i] += load_vector(there);
+                    if (kAdd) rows[i] += load_vector(static_cast<const E*>(to));
                     store_vector(to, rows[i]);
                     __builtin_prefetch(to + next_row, 1);
                 }
@@ -319,8 +318,7 @@ void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int6
             for (int64_t i = 0; i < lanes.count; i++) {
                 if (lanes.offset[i] < 0) continue;
                 E* at = to + lanes.offset[i];
-                const E* there = at;
-                store_one(at, load_one(there) + from[i] * scale);
+                store_one(at, load_one(static_cast<const E*>(at)) + from[i] * scale);
             }
             continue;
         }

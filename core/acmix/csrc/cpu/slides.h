@@ -15,17 +15,6 @@
 namespace acmix {
 namespace {
 
-// Whether there is a case below for the columns of a window, `step` lanes apart.
-template <typename T>
-INLINE bool can_slide(int64_t columns, int64_t step) {
-#ifdef ACMIX_SLIDES
-    bool listed = (columns == 3 || columns == 5 || columns == 7) && (step == 1 || step == 2);
-    return listed && (columns - 1) * step <= Simd<T>::kLanes;
-#else
-    return false;
-#endif
-}
-
 #ifdef ACMIX_SLIDES
 
 // Calls body(c, column c) for C columns, the first of them at p, aligned, and each S lanes behind
@@ -33,10 +22,10 @@ INLINE bool can_slide(int64_t columns, int64_t step) {
 template <int S, typename T, typename Body, int... I>
 INLINE void for_columns(const T* p, Body body, Seq<I...>) {
     using V = typename Simd<T>::V;
-    constexpr int kStart = S < 0 ? Simd<T>::kLanes : 0;
+    constexpr int L = Simd<T>::kLanes, kStart = S < 0 ? L : 0;
     V a = *reinterpret_cast<const V*>(p - kStart);
-    V b = *reinterpret_cast<const V*>(p - kStart + Simd<T>::kLanes);
-    (body(I, slide<kStart + I * S>(a, b)), ...);
+    V b = *reinterpret_cast<const V*>(p - kStart + L);
+    (body(I, slide<kStart + I * S>(a, b, typename MakeSeq<L>::type())), ...);
 }
 
 // As dots_block, of all columns.
@@ -97,13 +86,14 @@ struct Int {
     constexpr operator int() const { return N; }
 };
 
-// Calls run(A, C, S) with constants for rows, columns and step.
+// Calls run(A, C, S) with constants for rows, columns and step, or returns that it has none.
 template <typename T, typename Run>
-INLINE void with_sizes(int rows, int64_t columns, int64_t step, Run run) {
+INLINE bool with_sizes(int rows, int64_t columns, int64_t step, Run run) {
 #define ACMIX_CASE(A, C, S)                           \
     if constexpr ((C - 1) * S <= Simd<T>::kLanes) {   \
         if (rows == A && columns == C && step == S) { \
-            return run(Int<A>(), Int<C>(), Int<S>()); \
+            run(Int<A>(), Int<C>(), Int<S>());        \
+            return true;                              \
         }                                             \
     }
 #define ACMIX_STEPS(A, C) ACMIX_CASE(A, C, 1) ACMIX_CASE(A, C, 2)
@@ -114,9 +104,20 @@ INLINE void with_sizes(int rows, int64_t columns, int64_t step, Run run) {
 #undef ACMIX_COLUMNS
 #undef ACMIX_STEPS
 #undef ACMIX_CASE
+    return false;
 }
 
 #endif
+
+// Whether there is a case for the columns of a window, `step` lanes apart.
+template <typename T>
+INLINE bool can_slide(int64_t columns, int64_t step) {
+#ifdef ACMIX_SLIDES
+    return with_sizes<T>(1, columns, step, [](auto, auto, auto) {});
+#else
+    return false;
+#endif
+}
 
 }  // namespace
 }  // namespace acmix

@@ -52,8 +52,7 @@ struct Unit {
           tap_column(arena.take<int64_t>(w.kernel)),
           shifted(arena.take<int64_t>(2, w.kernel)),
           steps(arena.take<Step>(max_of(plan.tile_h, product(kRows, w.kernel)))),
-          slide(w.stride == 1 ? product(w.dilation, plan.group) : 0) {
-        if (!can_slide<T>(w.kernel, slide)) slide = 0;
+          slide(slide_of<T>(w, plan.group)) {
         if (arena.base == nullptr) return;
         for (int64_t dx = 0; dx < w.kernel; dx++) {
             key_column[dx] = lane_of(dx * w.dilation);
@@ -91,16 +90,15 @@ struct Unit {
 
     // Lanes of a padded row of keys of this tile: [phase][column][head].
     Lanes key_lanes(const Map& map, int64_t* table, bool interior = false) const {
-        int64_t heads[L], nowhere[L], i = 0, columns = p.phase_pitch / p.group;
+        int64_t heads[L], i = 0, columns = p.phase_pitch / p.group;
         head_offsets(map, heads);
-        for (int64_t& head : nowhere) head = -1;
         for (int64_t phase = 0; phase < w.stride; phase++) {
             for (int64_t column = 0; column < columns; column++) {
                 int64_t padded = (x0 + column) * w.stride + phase;
                 int64_t x = padded < w.width + 2 * p.pad
                                 ? source_index(padded, p.pad, w.width, w.reflect && !interior)
                                 : -1;
-                i = put_heads(table, i, x < 0 ? nowhere : heads, x < 0 ? 0 : x * map.stride[4]);
+                i = put_heads(table, i, heads, x < 0 ? -1 : x * map.stride[4]);
             }
         }
         return find_runs<T>(table, i, map.stride[2]);
@@ -111,9 +109,11 @@ struct Unit {
         for (int64_t g = 0; g < p.group; g++) to[g] = g < head_count ? head_offset(map, g) : -1;
     }
 
-    // Adds the lanes of a column, which is `at` from where heads begin, behind i others.
+    // Adds the lanes of a column, which is `at` from where heads begin or nowhere, behind i others.
     int64_t put_heads(int64_t* table, int64_t i, const int64_t (&heads)[L], int64_t at) const {
-        for (int64_t g = 0; g < p.group; g++, i++) table[i] = heads[g] < 0 ? -1 : heads[g] + at;
+        for (int64_t g = 0; g < p.group; g++, i++) {
+            table[i] = heads[g] < 0 || at < 0 ? -1 : heads[g] + at;
+        }
         return i;
     }
 
@@ -217,13 +217,11 @@ struct Unit {
             // The next query row sees this key row one or more window rows earlier.
             int64_t to_row = s_row - p.key_step * k * tap;
 #ifdef ACMIX_SLIDES
-            if (slide != 0) {
-                return with_sizes<T>(
-                    last - first, k, slide, [&](auto rows, auto columns, auto step) {
-                        slide_dots<T, rows, columns, step>(query, q_row, p.query_pitch, key,
-                                                           p.key_pitch, w.depth, to, to_row, tap);
-                    });
-            }
+            auto run = [&](auto rows, auto columns, auto step) {
+                slide_dots<T, rows, columns, step>(query, q_row, p.query_pitch, key, p.key_pitch,
+                                                   w.depth, to, to_row, tap);
+            };
+            if (slide != 0 && with_sizes<T>(last - first, k, slide, run)) return;
 #endif
 #define ACMIX_ROWS(A)                                                                         \
     case A:                                                                                   \
@@ -254,40 +252,48 @@ struct Unit {
     // vector for each row if there is one.
     void gather_queries(int64_t step_count, const T* s, int64_t s_row, const T* keys, int rows,
                         T* to, const typename S::V* factor = nullptr) const {
-        int64_t k = w.kernel, w_row = s_row - p.key_step * k * tap;
+        int64_t w_row = s_row - p.key_step * w.kernel * tap;
         int64_t to_row = p.apart * w.depth * p.query_pitch;
 #ifdef ACMIX_SLIDES
-        for (int64_t t = 0; slide != 0 && t < step_count; t++) {
+        if (slide != 0) return slide_queries(step_count, s, w_row, keys, to, to_row, factor);
+#endif
+        gather(steps, step_count, s, w_row, tap_column, keys, p.key_pitch, key_column, w.kernel, to,
+               to_row, p.query_pitch, w.depth, rows, factor, false);
+    }
+
+#ifdef ACMIX_SLIDES
+    // gather_queries where the columns of windows slide.
+    void slide_queries(int64_t step_count, const T* s, int64_t w_row, const T* keys, T* to,
+                       int64_t to_row, const typename S::V* factor) const {
+        for (int64_t t = 0; t < step_count; t++) {
             const Step& now = steps[t];
-            bool fresh = t == now.last - 1, done = factor != nullptr && t - now.first == k - 1;
-            with_sizes<T>(now.last - now.first, k, slide, [&](auto rows, auto columns, auto step) {
+            bool fresh = t == now.last - 1;
+            bool done = factor != nullptr && t - now.first == w.kernel - 1;
+            auto run = [&](auto rows, auto columns, auto step) {
                 slide_gather<T, rows, columns, step>(s + now.weight + now.first * w_row, w_row, tap,
                                                      keys + now.source, p.key_pitch, w.depth,
                                                      to + now.first * to_row, to_row, p.query_pitch,
                                                      fresh, done ? factor + now.first : nullptr);
-            });
+            };
+            with_sizes<T>(now.last - now.first, w.kernel, slide, run);
         }
-        if (slide != 0) return;
-#endif
-        gather(steps, step_count, s, w_row, tap_column, keys, p.key_pitch, key_column, k, to,
-               to_row, p.query_pitch, w.depth, rows, {factor});
     }
 
-#ifdef ACMIX_SLIDES
     // The part of gather_keys for one set of rows of keys, where the columns of windows slide.
     void slide_keys(T* sum, int64_t sum_row, const T* weights, const T* source,
                     int64_t step_count) const {
-        int64_t k = w.kernel, pitch = p.query_pitch;
+        int64_t pitch = p.query_pitch, w_row = w.kernel * pitch;
         for (int64_t x = 0; x < p.phase_pitch; x += L) {
             for (const Step* now = steps; now < steps + step_count; now++) {
-                with_sizes<T>(now->last - now->first, k, slide,
-                              [&](auto rows, auto columns, auto step) {
-                                  slide_gather<T, rows, columns, -step>(
-                                      weights + p.margin + x + now->weight + now->first * k * pitch,
-                                      k * pitch, pitch - step, source + p.margin + x + now->source,
-                                      pitch, w.depth, sum + x + now->first * sum_row, sum_row,
-                                      p.key_pitch, false, nullptr);
-                              });
+                const T* weight = weights + p.margin + x + now->weight + now->first * w_row;
+                const T* from = source + p.margin + x + now->source;
+                T* to = sum + x + now->first * sum_row;
+                auto run = [&](auto rows, auto columns, auto step) {
+                    slide_gather<T, rows, columns, -step>(weight, w_row, pitch - step, from, pitch,
+                                                          w.depth, to, sum_row, p.key_pitch, false,
+                                                          nullptr);
+                };
+                with_sizes<T>(now->last - now->first, w.kernel, slide, run);
             }
         }
     }
@@ -338,8 +344,8 @@ struct Unit {
                     for (int64_t x = 0; x < p.phase_pitch; x += L) {
                         gather(steps, step_count, weights + p.margin + x, k * p.query_pitch,
                                w_offset, source + p.margin + x, p.query_pitch, s_offset, columns,
-                               to + x, dilation * row_size, p.key_pitch, w.depth, count,
-                               {nullptr, true});
+                               to + x, dilation * row_size, p.key_pitch, w.depth, count, nullptr,
+                               true);
                     }
                 }
             }

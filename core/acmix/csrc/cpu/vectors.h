@@ -101,7 +101,6 @@ struct Simd {
 #endif
 #endif
 
-#ifdef ACMIX_SHUFFLE
 template <int... I>
 struct Seq {};
 template <int N, int... I>
@@ -110,6 +109,8 @@ template <int... I>
 struct MakeSeq<0, I...> {
     using type = Seq<I...>;
 };
+
+#ifdef ACMIX_SHUFFLE
 template <typename V, int... I>
 INLINE void zip(V& a, V& b, Seq<I...>) {
     constexpr int n = sizeof...(I);
@@ -121,37 +122,21 @@ INLINE void zip(V& a, V& b, Seq<I...>) {
 
 // Lanes N to N + L of two vectors after one another, for a constant N up to L. One shuffle costs
 // less than a load across two lines of the cache, as all of 64 bytes that are not aligned are.
-#if defined(__AVX512F__)
-#define ACMIX_SLIDES 1
-template <int N>
-INLINE Simd<float>::V slide(Simd<float>::V a, Simd<float>::V b) {
-    if constexpr (N == Simd<float>::kLanes) {
-        return b;
-    } else {
-        return (Simd<float>::V)_mm512_alignr_epi32((__m512i)b, (__m512i)a, N);
-    }
-}
-template <int N>
-INLINE Simd<double>::V slide(Simd<double>::V a, Simd<double>::V b) {
-    if constexpr (N == Simd<double>::kLanes) {
-        return b;
-    } else {
-        return (Simd<double>::V)_mm512_alignr_epi64((__m512i)b, (__m512i)a, N);
-    }
-}
-#elif defined(ACMIX_WIDE) && defined(ACMIX_SHUFFLE)
+#if defined(__AVX512F__) || (defined(ACMIX_WIDE) && defined(ACMIX_SHUFFLE))
 #define ACMIX_SLIDES 1
 template <int N, typename V, int... I>
-INLINE V slide_to(V a, V b, Seq<I...>) {
+INLINE V slide(V a, V b, Seq<I...>) {
+#if defined(__AVX512F__)
+    // GCC would shuffle by a table of indices.
+    if constexpr (N == sizeof...(I))
+        return b;
+    else if constexpr (sizeof...(I) == 16)
+        return (V)_mm512_alignr_epi32((__m512i)b, (__m512i)a, N);
+    else
+        return (V)_mm512_alignr_epi64((__m512i)b, (__m512i)a, N);
+#else
     return __builtin_shufflevector(a, b, (N + I)...);
-}
-template <int N>
-INLINE Simd<float>::V slide(Simd<float>::V a, Simd<float>::V b) {
-    return slide_to<N>(a, b, MakeSeq<Simd<float>::kLanes>::type());
-}
-template <int N>
-INLINE Simd<double>::V slide(Simd<double>::V a, Simd<double>::V b) {
-    return slide_to<N>(a, b, MakeSeq<Simd<double>::kLanes>::type());
+#endif
 }
 #endif
 
