@@ -2,6 +2,7 @@
 
 import functools
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,17 @@ def forward_and_backward(q, k, v, kernel_size=7, stride=1, dilation=1, **options
     maps = dict(inputs, grad=torch.ones_like(out), **grads)
     loaded.run("attention", window(backward=True), maps, **options)
     return out, lse, dq, dk, dv
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the variants are those of x86-64")
+@pytest.mark.parametrize("isa", library.ISAS)
+def test_variants_compile_without_shuffles_of_vectors(isa):
+    flags = [*build._FLAGS, "-DACMIX_NO_SHUFFLE", f"-DACMIX_ISA={isa}", *build._X86_VARIANTS[isa]]
+    for source in build.KERNELS:
+        command = [*build.find_compiler(), *flags, "-fsyntax-only", str(build.SOURCE / source)]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 def test_calls_from_two_threads_at_once():

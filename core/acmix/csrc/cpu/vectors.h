@@ -95,7 +95,8 @@ struct Simd {
     static INLINE V larger(V a, V b) { return a > b ? a : b; }
 };
 
-#ifdef __has_builtin
+// GCC has it from 12 on; with ACMIX_NO_SHUFFLE, for tests, no compiler has.
+#if defined(__has_builtin) && !defined(ACMIX_NO_SHUFFLE)
 #if __has_builtin(__builtin_shufflevector)
 #define ACMIX_SHUFFLE 1
 #endif
