@@ -198,6 +198,22 @@ class Convolution(Operator):
         return dict(qkv=qkv, fc_weight=(taps, maps), kernels=kernels, fc_bias=(taps,))
 
 
+class SplitConvolution(Convolution):
+    """Of maps in two tensors."""
+
+    def shapes(self, case):
+        (batch, _, *size), *weights = super().shapes(case).values()
+        parts = (batch, case.heads * case.depth, *size), (batch, 2 * case.heads * case.depth, *size)
+        names = ("qkv", "rest", "fc_weight", "kernels", "fc_bias")
+        return dict(zip(names, (*parts, *weights), strict=True))
+
+    def call(self, qkv, rest, *weights, **options):
+        return acmix.convolution_path(qkv, *weights, rest=rest, **options)
+
+    def plain(self, qkv, rest, *weights, **options):
+        return reference.convolution_path(torch.cat([qkv, rest], dim=1), *weights, **options)
+
+
 class Paths(Operator):
     name = "sliding_window_paths"
     others = {
@@ -222,6 +238,22 @@ class Paths(Operator):
         attention = reference.sliding_window_attention(q, k, v, position, **window)
         path = reference.convolution_path(qkv, fc_weight, kernels, stride=stride)
         return torch.cat([attention.flatten(1, 2), path], dim=1)
+
+
+class Mix(Paths):
+    name = "mixed_paths"
+
+    def shapes(self, case):
+        factor = (case.heads * case.depth, 1, 1)
+        return super().shapes(case) | dict(alpha=(1,), beta=(1,), offset=factor)
+
+    def call(self, *tensors, **options):
+        return acmix.mixed_paths(*tensors, **options)
+
+    def plain(self, qkv, position, fc_weight, kernels, alpha, beta, offset, **options):
+        paths = super().plain(qkv, position, fc_weight, kernels, **options).chunk(2, dim=1)
+        alpha, beta = (1 if factor is None else factor for factor in (alpha, beta))
+        return alpha * paths[0] + beta * paths[1] + (0 if offset is None else offset)
 
 
 class Neighbourhood(Operator):

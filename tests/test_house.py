@@ -13,7 +13,7 @@ from support import ROOT
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = (
     ("acmix.errors", "acmix.suggest", "acmix.tracing"),
-    ("acmix.checks", "acmix.fx", "acmix.geometry", "acmix.layout"),
+    ("acmix.checks", "acmix.fx", "acmix.geometry", "acmix.layout", "acmix.mixing"),
     ("acmix.ops", "acmix.reference"),
     ("acmix.backends",),
     ("acmix.arguments", "acmix.functional"),
@@ -29,7 +29,7 @@ FLOORS = (
     ("tools",),
 )
 PROJECTS = ("resnet", "san", "pvt", "swin")
-STEMS = ("attention", "aggregation", "difference", "convolution", "paths", "windows")
+STEMS = ("attention", "aggregation", "difference", "convolution", "mixing", "paths", "windows")
 LINES = 500
 
 
@@ -141,9 +141,14 @@ def test_files_are_short(path):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_an_operator_has_one_name(stem):
-    places = ["ops/{}.py", "backends/cpu/{}.py"]
-    if stem != "paths":  # The joint operator calls the kernels of the other two.
-        places += ["csrc/cpu/{}.cpp"]
+    places = ["ops/{}.py"]
+    # The joint operators call the kernels of the other two.
+    if stem == "paths":
+        places += ["backends/cuda/{}.py"]
+    elif stem == "mixing":
+        places += ["backends/cpu/{}.py"]
+    else:
+        places += ["backends/cpu/{}.py", "csrc/cpu/{}.cpp"]
     if stem in ("attention", "aggregation", "difference"):
         places += ["backends/cuda/{}.py", "csrc/cuda/{}.cu", "backends/torch/{}.py"]
     for place in places:

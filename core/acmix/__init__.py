@@ -12,6 +12,7 @@ from acmix.errors import BackendError, CheckpointError, InputError
 from acmix.functional import (
     convolution_path,
     map_window_attention,
+    mixed_paths,
     neighbourhood_aggregation,
     neighbourhood_difference,
     sliding_window_attention,
@@ -54,6 +55,7 @@ __all__ = [
     "neighbourhood_difference",
     "replace_convolutions",
     "sliding_window_attention",
+    "mixed_paths",
     "sliding_window_paths",
     "window_attention",
 ]

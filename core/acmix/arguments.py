@@ -14,11 +14,19 @@ from acmix.checks import (
     check_shape,
     divides,
     has_shape,
+    not_empty,
     once_a_signature,
     require,
 )
 from acmix.geometry import output_size
 from acmix.tracing import as_number
+
+
+@once_a_signature
+def check_image(x: Tensor, channels: int) -> None:
+    """Those of the input of a layer on images."""
+    fits = has_shape(x, None, channels, None, None) and not_empty(*x.shape[-2:])
+    require(fits, "input shape", tuple(x.shape), "give (B, {}, H, W)", channels)
 
 
 @once_a_signature
@@ -76,6 +84,7 @@ def check_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | 
 @once_a_signature
 def check_convolution(
     qkv: Tensor,
+    rest: Tensor | None,
     fc_weight: Tensor,
     kernels: Tensor | None,
     fc_bias: Tensor | None,
@@ -83,7 +92,7 @@ def check_convolution(
     mixed: bool,
 ) -> None:
     """Those of ``acmix.convolution_path``."""
-    head_dim = _head_dim(qkv, fc_weight)
+    head_dim = _head_dim(qkv, fc_weight, rest)
     taps = as_number(fc_weight.shape[0])
     if kernels is None:
         check_odd("square root of the taps", math.isqrt(taps))
@@ -110,6 +119,46 @@ def check_paths(
     mixed: bool,
 ) -> None:
     """Those of ``acmix.sliding_window_paths``."""
+    _check_paths(qkv, position, fc_weight, kernels, mixed)
+    _check_window(kernel_size, stride, dilation)
+
+
+@once_a_signature
+def check_mix(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    offset: Tensor | None,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    mixed: bool,
+) -> None:
+    """Those of ``acmix.mixed_paths``."""
+    _check_paths(qkv, position, fc_weight, kernels, mixed)
+    _check_window(kernel_size, stride, dilation)
+    channels = qkv.shape[1] // 3
+    fits = agree(kernels.shape[0], channels)
+    require(fits, "kernels", tuple(kernels.shape), "give {} of them, (N * D)", channels)
+    by_channel = (kernels.shape[0], 1, 1)
+    if alpha is not None and not has_shape(alpha, 1):
+        check_shape("alpha", alpha, by_channel)
+    if beta is not None:
+        check_shape("beta", beta, (1,))
+    if offset is not None:
+        check_shape("offset", offset, by_channel)
+    factors = dict(alpha=alpha, beta=beta, offset=offset)
+    given = {name: x for name, x in factors.items() if x is not None}
+    if not mixed:
+        check_same_kind(qkv=qkv, **given)
+
+
+def _check_paths(
+    qkv: Tensor, position: Tensor, fc_weight: Tensor, kernels: Tensor, mixed: bool
+) -> None:
     head_dim = _head_dim(qkv, fc_weight)
     maps = as_number(fc_weight.shape[1])
     require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
@@ -118,7 +167,6 @@ def check_paths(
     _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
     if not mixed:
         check_same_kind(qkv=qkv, fc_weight=fc_weight, kernels=kernels)
-    _check_window(kernel_size, stride, dilation)
 
 
 @once_a_signature
@@ -151,13 +199,21 @@ def _check_projections(q: Tensor, k: Tensor, v: Tensor, *axes: str) -> None:
     check_same_kind(q=q, k=k, v=v)
 
 
-def _head_dim(qkv: Tensor, fc_weight: Tensor) -> int:
+def _head_dim(qkv: Tensor, fc_weight: Tensor, rest: Tensor | None = None) -> int:
     """Width D of a map, once the projections fit the layer over the maps."""
     check_rank("qkv", qkv, "B", "3N * D", "H", "W")
     check_rank("fc_weight", fc_weight, "taps", "3N")
     channels, maps = as_number(qkv.shape[1]), as_number(fc_weight.shape[1])
+    if rest is not None:
+        check_rank("rest", rest, "B", "m * D", "H", "W")
+        check_shape("rest", rest, (qkv.shape[0], rest.shape[1], *qkv.shape[2:]))
+        check_same_kind(qkv=qkv, rest=rest)
+        channels += as_number(rest.shape[1])
     fits = divides(maps, channels)
     require(fits, "qkv.shape", tuple(qkv.shape), "give (B, {0} * D, H, W) for {0} maps", maps)
+    if rest is not None:
+        fits = divides(channels // maps, rest.shape[1])
+        require(fits, "rest.shape", tuple(rest.shape), "give (B, m * {}, H, W)", channels // maps)
     return channels // maps
 
 

@@ -25,7 +25,7 @@ def once_a_signature(check: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(check)
     def run(*args: Any) -> None:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
             check(*args)
             return
         signature = tuple([_signature(x) for x in args])

@@ -9,6 +9,7 @@ from acmix.arguments import (
     check_convolution,
     check_difference,
     check_map_windows,
+    check_mix,
     check_paths,
     check_windows,
 )
@@ -16,6 +17,7 @@ from acmix.backends import choose, find_joint
 from acmix.backends.derivatives import attention_for
 from acmix.fx import fx_function
 from acmix.geometry import can_reflect
+from acmix.mixing import add_paths
 from acmix.tracing import as_number, is_known, unflatten
 
 
@@ -171,6 +173,7 @@ def convolution_path(
     kernels: Tensor | None,
     fc_bias: Tensor | None = None,
     *,
+    rest: Tensor | None = None,
     stride: int = 1,
     backend: str | None = None,
 ) -> Tensor:
@@ -189,6 +192,8 @@ def convolution_path(
             With the layer folded in, (D * M, 3N, k_c, k_c), and with its bias one more, for a map
             of ones; at most 12 maps.
         fc_bias: (taps,) or ``None``.
+        rest: The last of the maps, (B, m * D, H, W), where they are a tensor of their own; ``qkv``
+            then has the others.
         stride: Stride of the convolution, in pixels.
         backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
             the call.
@@ -205,9 +210,14 @@ def convolution_path(
         >>> convolution_path(maps, torch.rand(9, 12), torch.rand(64, 9, 3, 3)).shape
         torch.Size([1, 64, 9, 14])
     """
-    check_convolution(qkv, fc_weight, kernels, fc_bias, stride, _is_mixed(qkv))
-    run = choose("convolution_path", backend, qkv)
-    return run(qkv, fc_weight, kernels, fc_bias, stride=stride)
+    check_convolution(qkv, rest, fc_weight, kernels, fc_bias, stride, _is_mixed(qkv))
+    weights = (fc_weight, kernels, fc_bias)
+    if rest is not None:
+        joint = find_joint("split_convolution_path", backend, qkv)
+        if joint is not None:
+            return joint(qkv, rest, *weights, stride=stride)
+        qkv = torch.cat([qkv, rest], dim=1)
+    return choose("convolution_path", backend, qkv)(qkv, *weights, stride=stride)
 
 
 @fx_function
@@ -263,6 +273,68 @@ def sliding_window_paths(
     attention = sliding_window_attention(q, k, v, position, **window, backend=backend)
     convolution = convolution_path(qkv, fc_weight, kernels, stride=stride, backend=backend)
     return attention.flatten(1, 2), convolution
+
+
+@fx_function
+def mixed_paths(
+    qkv: Tensor,
+    position: Tensor,
+    fc_weight: Tensor,
+    kernels: Tensor,
+    alpha: Tensor | None = None,
+    beta: Tensor | None = None,
+    offset: Tensor | None = None,
+    *,
+    kernel_size: int = 7,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """ACmix with sliding window attention, from one set of projections (paper Eq. 10).
+
+    ``alpha * F_att + beta * F_conv + offset`` for the two paths of ``sliding_window_paths``. A
+    backend that does it in one pass writes no path by itself.
+
+    Args:
+        qkv: Projections, (B, 3N * D, H, W): q heads 0..N-1, then k heads, then v heads; unscaled.
+        position: Position encoding of the attention, (D, H, W).
+        fc_weight: Layer of the convolution path, (taps, 3N), or (0, 3N) where it is folded.
+        kernels: Its shift kernels, (D * N, taps, k_c, k_c), or the folded, (D * N, 3N, k_c, k_c).
+        alpha: Factor of the attention, (1,), or (N * D, 1, 1) by channel; ``None`` for 1.
+        beta: Factor of the convolution path, (1,); ``None`` for 1.
+        offset: Added to every pixel, (N * D, 1, 1); ``None`` for 0.
+        kernel_size: Side of the attention window in keys, odd.
+        stride: Stride of the output, in pixels.
+        dilation: Distance of neighbouring keys of the attention, in pixels.
+        backend: A key of ``acmix.backends.BACKENDS``; ``None`` takes the first that can run
+            the call.
+
+    Returns:
+        (B, N * D, ceil(H / stride), ceil(W / stride)).
+
+    Raises:
+        InputError: A shape, a size or the backend's name is wrong.
+        BackendError: The named backend can't run this call; the message says why.
+
+    Examples:
+        >>> maps, position = torch.rand(1, 12 * 16, 9, 14), torch.rand(16, 9, 14)
+        >>> weights = torch.rand(9, 12), torch.rand(64, 9, 3, 3)
+        >>> mixed_paths(maps, position, *weights, *torch.ones(2, 1), kernel_size=3).shape
+        torch.Size([1, 64, 9, 14])
+    """
+    tensors = (qkv, position, fc_weight, kernels)
+    factors = (alpha, beta, offset)
+    check_mix(*tensors, *factors, kernel_size, stride, dilation, _is_mixed(qkv))
+    window = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
+    joint = find_joint("mixed_paths", backend, qkv)
+    # The joint gradient is that of one factor for all channels.
+    by_channel = alpha is not None and alpha.dim() > 1 and torch.is_grad_enabled()
+    if joint is not None and not by_channel:
+        return joint(*tensors, *factors, **window)
+    kernels = kernels if beta is None else kernels * beta
+    paths = (qkv, position, fc_weight, kernels)
+    attention, convolution = sliding_window_paths(*paths, **window, backend=backend)
+    return add_paths(attention, convolution, alpha, offset)
 
 
 @fx_function

@@ -4,7 +4,7 @@ Their checks and the choice of a backend need sizes, which a symbolic trace has 
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
@@ -44,6 +44,6 @@ def fx_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _proxies(args: tuple, kwargs: dict[str, Any]) -> Iterator[Proxy]:
+def _proxies(args: tuple, kwargs: dict[str, Any]) -> list[Proxy]:
     """Arguments that stand for values which a trace has not."""
-    return (value for value in (*args, *kwargs.values()) if isinstance(value, Proxy))
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Proxy)]

@@ -1,6 +1,7 @@
 """Memory formats and dtypes of maps, (B, N, D, H, W): the promises of fakes, kept by kernels."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -93,6 +94,12 @@ def readable(x: Tensor) -> Tensor:
     return x if is_fast else computable(x)
 
 
-def sum_dtype(x: Tensor) -> torch.dtype:
+class _Typed(Protocol):
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its elements."""
+
+
+def sum_dtype(x: _Typed) -> torch.dtype:
     """The dtype of sums over ``x``: float32 for half precision, else its own."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -35,6 +35,23 @@ def is_written_down() -> bool:
     return _is_exporting() or torch.jit.is_tracing()
 
 
+def is_watched() -> bool:
+    """Whether anything but its result may matter to whoever makes a call.
+
+    A graph of gradients, a compiler or tracer, a mode, a transform or a profiler has to see the
+    operators of torch themselves.
+    """
+    return (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd._profiler_enabled()
+    )
+
+
 def is_known(*sizes: Size) -> bool:
     """Whether code may branch on these sizes, since they are the same whenever it runs again.
 

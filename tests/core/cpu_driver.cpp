@@ -114,7 +114,7 @@ bool window_kernels_agree(const Shape& s, bool last, int threads) {
         Tensor<T> k(in, last, 2), y(out, last, 9), lse(row, false, 10), dq(in, last, 11);
         Tensor<T> dk(in, last, 12), dv(in, last, 13), sum(out, last, 14), dsum(in, last, 15);
         Tensor<T> dw(taps, false, 16), diff(taps, false, 17), da(plane, false, 18);
-        Tensor<T> db(plane, false, 19);
+        Tensor<T> db(plane, false, 19), dalpha({1, 1, 1, s.batch, s.heads}, false, 20);
         acmix::Map strided = dq.map;
         strided.stride[3] *= s.stride, strided.stride[4] *= s.stride;
         // The position is taken off the keys by the kernel, or here.
@@ -124,6 +124,7 @@ bool window_kernels_agree(const Shape& s, bool last, int threads) {
         if (positioned) attention.position = position.map;
         attention.out = y.map, attention.lse = lse.map, attention.grad = grad.map;
         attention.grad_q = strided, attention.grad_k = dk.map, attention.grad_v = dv.map;
+        attention.grad_alpha = dalpha.data.data();
         acmix::Aggregation aggregation{window};
         aggregation.v = v.map, aggregation.w = w.map, aggregation.out = sum.map;
         aggregation.grad = grad.map, aggregation.grad_v = dsum.map, aggregation.grad_w = dw.map;
@@ -134,7 +135,7 @@ bool window_kernels_agree(const Shape& s, bool last, int threads) {
         if (!run_both(acmix_aggregation, aggregation)) std::abort();
         if (!run_both(acmix_difference, difference)) std::abort();
         std::vector<T> all;
-        append(all, {&y, &lse, &dq, &dk, &dv, &sum, &dsum, &dw, &diff, &da, &db});
+        append(all, {&y, &lse, &dq, &dk, &dv, &sum, &dsum, &dw, &diff, &da, &db, &dalpha});
         if (!positioned) first = all;
         if (first != all) return false;
     }
@@ -150,6 +151,13 @@ struct Pixels : Tensor<T> {
         if (mixed) this->map.stride[1] = 1, this->map.stride[2] = maps;
     }
 };
+
+// The maps from one on, in the memory of all.
+template <typename T>
+acmix::Map part_from(acmix::Map map, int64_t first) {
+    map.data = static_cast<T*>(map.data) + first * map.stride[1];
+    return map;
+}
 
 template <typename T>
 bool convolutions_agree(const Shape& s, bool layered, int threads) {
@@ -168,7 +176,11 @@ bool convolutions_agree(const Shape& s, bool layered, int threads) {
     call.layer = layer.data.data(), call.kernels = kernels.data.data();
     call.input = in.map, call.grad = grad.map;
     std::vector<T> first;
-    for (bool add : {false, true}) {
+    for (int run = 0; run < 4; run++) {
+        const bool add = run % 2 == 1;
+        // All maps are in one tensor, or as many as half of them in the second.
+        call.split = s.heads - (run < 2 ? 0 : s.heads / 2);
+        call.rest = part_from<T>(call.input, call.split);
         Pixels<T> out(s.batch, s.kernel, s.depth, s.out_h(), s.out_w(), true, 5);
         Pixels<T> grad_in(s.batch, s.heads, s.depth, s.height, s.width, false, 6);
         Tensor<T> grad_kernels({s.batch * bands, s.kernel * inputs, kernel, kernel, s.depth}, false,
@@ -177,44 +189,65 @@ bool convolutions_agree(const Shape& s, bool layered, int threads) {
         // The gradient is added to what is there by the kernel, or here.
         const std::vector<T> before = grad_in.data;
         call.out = out.map, call.grad_input = grad_in.map, call.add = add;
+        call.grad_rest = part_from<T>(grad_in.map, call.split);
         call.grad_kernels = grad_kernels.data.data(), call.grad_layer = grad_layer.data.data();
         if (!run_both(acmix_convolution, call)) std::abort();
         for (size_t i = 0; !add && i < before.size(); i++) grad_in.data[i] += before[i];
         std::vector<T> all;
         append<T>(all, {&out, &grad_in, &grad_kernels, &grad_layer});
-        if (!add) first = all;
+        if (run == 0) first = all;
         if (first != all) return false;
     }
     return true;
 }
 
-// Both operators one after the other, or by threads that share the work.
+// Three operators one after the other, or by threads that share the work: kernels are folded, the
+// maps convolved with them, and the attention is added, by factors for all channels or by channel.
 template <typename T>
 bool paths_agree(const Shape& s, bool last, int threads) {
     std::vector<int64_t> in{s.batch, s.heads, s.depth, s.height, s.width};
-    std::vector<int64_t> out{s.batch, s.heads, s.depth, s.out_h(), s.out_w()};
     const Tensor<T> q(in, last, 1), k(in, last, 2), v(in, last, 3);
     const Pixels<T> maps(s.batch, s.heads, s.depth, s.height, s.width, false, 4);
-    const Tensor<T> kernels({2, s.heads, 3, 3, s.depth}, false, 5);
+    const Tensor<T> kernels({1, s.depth * s.heads, 5, 9, 1}, false, 5);
+    const Tensor<T> layer({1, 1, 1, 5, s.heads}, false, 6), scale({1, 1, 1, 1, 1}, false, 7);
+    const Tensor<T> alpha({1, s.heads, s.depth, 1, 1}, false, 8);
+    const Tensor<T> offset({1, s.heads, s.depth, 1, 1}, false, 9);
+    const int64_t channels = s.heads * s.depth;
     std::vector<T> first;
-    for (bool together : {false, true}) {
-        Tensor<T> y(out, last, 6), lse({s.batch, s.heads, 1, s.out_h(), s.out_w()}, false, 7);
-        Pixels<T> convolved(s.batch, 2, s.depth, s.out_h(), s.out_w(), true, 8);
-        acmix::Attention attention{window_of<T>(s, threads)};
-        attention.q = q.map, attention.k = k.map, attention.v = v.map;
-        attention.out = y.map, attention.lse = lse.map;
+    for (int run = 0; run < 4; run++) {
+        const bool together = run % 2 == 1, by_channel = run >= 2;
+        Tensor<T> folded({s.heads, s.heads, 9, s.depth, 1}, false, 10);
+        Tensor<T> lse({s.batch, s.heads, 1, s.out_h(), s.out_w()}, false, 11);
+        Pixels<T> out(s.batch, s.heads, s.depth, s.out_h(), s.out_w(), true, 12);
+        acmix::Folding folding{};
+        folding.type = type_of<T>(), folding.threads = threads, folding.outs = s.heads;
+        folding.taps = 5, folding.maps = s.heads, folding.area = 9, folding.depth = s.depth;
+        folding.map_step = last ? 1 : 9, folding.tap_step = last ? 5 : 1;
+        folding.layer = layer.data.data(), folding.kernels = kernels.data.data();
+        folding.scale = scale.data.data(), folding.folded = folded.data.data();
         acmix::Convolution convolution{};
         convolution.type = type_of<T>(), convolution.threads = threads;
-        convolution.batch = s.batch, convolution.maps = s.heads, convolution.depth = s.depth;
-        convolution.outs = 2, convolution.height = s.height, convolution.width = s.width;
+        convolution.batch = s.batch, convolution.depth = s.depth;
+        convolution.maps = convolution.split = s.heads;
+        convolution.outs = s.heads, convolution.height = s.height, convolution.width = s.width;
         convolution.kernel = 3, convolution.stride = s.stride, convolution.band = 2;
-        convolution.kernels = kernels.data.data();
-        convolution.input = maps.map, convolution.out = convolved.map;
-        int status = together ? acmix_paths(&attention, &convolution, 0)
-                              : acmix_attention(&attention, 0) | acmix_convolution(&convolution, 0);
+        convolution.kernels = folded.data.data();
+        convolution.input = maps.map, convolution.out = out.map;
+        acmix::Attention attention{window_of<T>(s, threads)};
+        attention.q = q.map, attention.k = k.map, attention.v = v.map;
+        attention.out = out.map, attention.lse = lse.map, attention.add = 1;
+        attention.out.stride[1] = s.depth, attention.out.stride[2] = 1;
+        attention.out.stride[4] = channels;
+        attention.alpha = alpha.map;
+        if (by_channel) attention.offset = offset.map;
+        for (int64_t& stride : attention.alpha.stride) stride = by_channel ? stride : 0;
+        for (int i : {0, 3, 4}) attention.alpha.stride[i] = attention.offset.stride[i] = 0;
+        int status = together ? acmix_paths(&folding, &convolution, &attention, 0)
+                              : acmix_folding(&folding, 0) | acmix_convolution(&convolution, 0) |
+                                    acmix_attention(&attention, 0);
         if (status != 0) std::abort();
         std::vector<T> all;
-        append<T>(all, {&y, &lse, &convolved});
+        append<T>(all, {&folded, &lse, &out});
         if (!together) first = all;
         if (first != all) return false;
     }
@@ -252,12 +285,13 @@ bool halves_agree(const Shape& s, bool last, int threads) {
         attention.out = y.map, attention.lse = lse.map;
         acmix::Convolution convolution{};
         convolution.type = acmix::kFloat, convolution.threads = many;
-        convolution.batch = s.batch, convolution.maps = s.heads, convolution.depth = s.depth;
+        convolution.batch = s.batch, convolution.depth = s.depth;
+        convolution.maps = convolution.split = s.heads;
         convolution.outs = 2, convolution.height = s.height, convolution.width = s.width;
         convolution.kernel = 3, convolution.stride = s.stride, convolution.band = 2;
         convolution.kernels = kernels.data.data();
         convolution.input = maps.map, convolution.out = convolved.map;
-        if (acmix_paths(&attention, &convolution, 0) != 0) std::abort();
+        if (acmix_paths(nullptr, &convolution, &attention, 0) != 0) std::abort();
         std::vector<uint16_t> all;
         append<uint16_t>(all, {&y, &convolved});
         if (many == 1 && first.empty()) first = all;
@@ -271,7 +305,8 @@ template <typename T>
 bool foldings_agree(const Shape& s, int threads) {
     int64_t area = s.kernel < 5 ? s.kernel * s.kernel : 9;
     const Tensor<T> kernels({1, s.depth * s.heads, s.height, area, 1}, false, 1);
-    const Tensor<T> layer({1, 1, 1, s.height, s.width}, false, 2);
+    // One row more than is read: without any it would be absent.
+    const Tensor<T> layer({1, 1, 1, s.height + 1, s.width}, false, 2);
     const Tensor<T> grad({s.batch, s.heads, s.width, area, s.depth}, false, 3);
     std::vector<T> first;
     for (int many : {1, threads}) {
@@ -281,6 +316,7 @@ bool foldings_agree(const Shape& s, int threads) {
         acmix::Folding call{};
         call.type = type_of<T>(), call.threads = many, call.outs = s.heads, call.depth = s.depth;
         call.taps = s.height, call.maps = s.width, call.area = area, call.summands = s.batch;
+        call.map_step = area, call.tap_step = 1;
         call.layer = layer.data.data(), call.kernels = kernels.data.data();
         call.folded = folded.data.data(), call.grad_folded = grad.data.data();
         call.grad_layer = grad_layer.data.data(), call.grad_kernels = grad_kernels.data.data();

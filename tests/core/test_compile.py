@@ -10,7 +10,16 @@ from operator_contract import needs_kernels
 from operators import Case, stored
 
 LAYOUTS = ("contiguous", "channels_last")
-OPERATORS = ("Attention", "Aggregation", "Convolution", "Difference", "Paths", "WindowAttention")
+# With the compiled operator that each takes.
+KERNELS = {
+    "Attention": "attention",
+    "Aggregation": "aggregation",
+    "Convolution": "convolution",
+    "SplitConvolution": "convolution",
+    "Difference": "difference",
+    "Mix": "mixed",
+}
+OPERATORS = (*KERNELS, "WindowAttention")
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(
@@ -64,11 +73,11 @@ def operators_of(function, *inputs, **options):
 
 @needs_kernels
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "WindowAttention"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_compiled_calls_take_the_kernels(name, dynamic):
     kind, case = getattr(operators, name)(), Case((9, 7), 3, stride=2, heads=2, depth=8)
     (used,) = operators_of(kind.on(case, None), *kind.inputs(case), dynamic=dynamic)
-    assert used == f"acmix.{name.lower()}.default"
+    assert used == f"acmix.{KERNELS[name]}.default"
 
 
 def test_compiled_transforms_take_plain_operators():

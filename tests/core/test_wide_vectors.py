@@ -7,9 +7,23 @@ import torch
 
 from acmix.backends.cpu import build, library
 from operator_contract import CpuContract
-from operators import Aggregation, Attention, Convolution, MapWindowAttention, Paths
+from operators import (
+    Aggregation,
+    Attention,
+    Convolution,
+    MapWindowAttention,
+    Mix,
+    SplitConvolution,
+)
 
-OPERATORS = [Attention(), Aggregation(), Convolution(), Paths(), MapWindowAttention()]
+OPERATORS = [
+    Attention(),
+    Aggregation(),
+    Convolution(),
+    SplitConvolution(),
+    Mix(),
+    MapWindowAttention(),
+]
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +49,7 @@ def wide(tmp_path_factory):
     return loaded
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: type(operator).__name__)
 def test_vectors_of_64_bytes_match_the_reference(operator, wide, monkeypatch):
     monkeypatch.setattr(library, "load", lambda: wide)
     for case in (*(operator.cases | operator.others).values(), *CpuContract.vectors):

@@ -89,7 +89,21 @@ def test_tiles_cover_the_map_within_the_limits(size, planes, dtype, gather):
 def test_windows_too_large_for_a_block_are_refused(emulated):
     maps, kernels = torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 79, 79)
     with pytest.raises(acmix.InputError, match=r"shape\[-1\]=79: .* give backend='torch'"):
-        ops.convolution(maps, torch.zeros(1, 1), kernels, 1)
+        ops.convolution(maps, None, torch.zeros(1, 1), kernels, 1)
+
+
+def test_maps_of_two_tensors(emulated):
+    maps, grad = torch.randn(2, 3, 2, 5, 4), torch.randn(2, 4, 5, 4)
+    layer, kernels = torch.randn(9, 3), torch.randn(4, 9, 3, 3)
+    together, apart = (maps, None), maps.split((1, 2), dim=1)
+    values = [ops.convolution(*parts, layer, kernels, 1) for parts in (together, apart)]
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+    expected, *grads = (
+        ops.convolution_backward(grad, *parts, layer, kernels, 1) for parts in (together, apart)
+    )
+    for dmaps, drest, *weights in grads:
+        actual = torch.cat([dmaps, drest], dim=1), None, *weights
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_scalars_are_typed():
@@ -160,6 +174,6 @@ def test_convolution_beyond_32_bits(emulate, unfilled_memory):
     maps[:, :, -1, -20:] = 1
     layer, kernels = torch.ones(9, 12), torch.ones(4 * depth, 9, 3, 3)
     emulate(first_block=lambda grid: grid - 8)
-    out = ops.convolution(maps, layer, kernels, 1)
+    out = ops.convolution(maps, None, layer, kernels, 1)
     assert (out[0, -4:, -16:-1, 1:-1] == 9 * 9 * 12).all()
     assert (out[0, -4:, -1, 1:-1] == 6 * 9 * 12).all()

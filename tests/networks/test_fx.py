@@ -71,7 +71,8 @@ class Operators(nn.Module):
         f = acmix.neighbourhood_aggregation(x, e[:, :4], kernel_size=3)
         windows = x.permute(0, 2, 3, 1)
         g = acmix.map_window_attention(windows, torch.ones(2, 25, 25), window_size=(5, 5))
-        return [*(t.sum() for t in (a, b, c, e, f, g)), d[0].sum() + d[1].sum()]
+        h = acmix.mixed_paths(x, position, fc, kernels, kernel_size=3)
+        return [*(t.sum() for t in (a, b, c, e, f, g, h)), d[0].sum() + d[1].sum()]
 
 
 def test_functions_are_one_node_each():

@@ -5,8 +5,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from acmix.checks import check_odd, check_positive, has_shape, not_empty, require
-from acmix.functional import sliding_window_attention, sliding_window_paths
+from acmix.arguments import check_image
+from acmix.checks import check_odd, check_positive
+from acmix.functional import mixed_paths, sliding_window_attention, sliding_window_paths
 from acmix.fx import fx_leaf
 from acmix.geometry import output_size
 from acmix.modules.baking import joined_projections
@@ -88,11 +89,12 @@ class ACmix2d(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
-        require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
+        check_image(x, self.in_channels)
         qkv = self.qkv(x) if self.deployed else project(x, self.conv1, self.conv2, self.conv3)
         att: Tensor | None
         conv: Tensor | None
+        if self._joint and self._adds_as_defined:
+            return self._mix(qkv)
         if self._joint:
             att, conv = self._both(qkv)
         else:
@@ -105,9 +107,15 @@ class ACmix2d(ACmixBase):
         """Whether one operator does both paths."""
         if not (self.has_attention and self.has_convolution and self.dep_conv.learnable):
             return False
-        if self.fc is None:
+        fc = self.fc
+        if fc is None:
             return self.dep_conv.inputs == self.maps
-        return is_plain(self.fc, nn.Conv2d) and self.fc.bias is None
+        return is_plain(fc, nn.Conv2d) and fc.bias is None
+
+    @property
+    def _adds_as_defined(self) -> bool:
+        """Whether nobody else sees or changes how the paths are added."""
+        return getattr(self.add_paths, "__func__", None) is ACmixBase.add_paths
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
@@ -120,6 +128,13 @@ class ACmix2d(ACmixBase):
         qkv, fc, _ = self._layer_over_maps(qkv)
         kernels = self.scaled_kernels(fc)
         return sliding_window_paths(qkv, self._position(qkv), fc, kernels, **self._window())
+
+    def _mix(self, qkv: Tensor) -> Tensor:
+        """Alpha * F_att + beta * F_conv."""
+        qkv, fc, _ = self._layer_over_maps(qkv)
+        weights = (self._position(qkv), fc, self.dep_conv(fc.detach()))
+        factors = (self.alpha(), self.beta(), self.added())
+        return mixed_paths(qkv, *weights, *factors, **self._window())
 
     def _window(self) -> dict:
         return dict(

@@ -10,12 +10,12 @@ from acmix.backends.folding import MAX_FOLDED_MAPS, fold
 from acmix.checks import check_choice, check_odd, check_positive, require
 from acmix.errors import InputError
 from acmix.functional import convolution_path
+from acmix.mixing import add_paths
 from acmix.modules.baking import baked
 from acmix.modules.children import is_plain, reset_children
 from acmix.modules.deployable import Deployable
 from acmix.modules.positions import SizeCache
 from acmix.modules.shift import ShiftKernels
-from acmix.tracing import addcmul
 
 # How alpha and beta are made, one row each in the paper's Table 6.
 MIX_MODES = (
@@ -112,24 +112,28 @@ class ACmixBase(Deployable):
             if hasattr(self, name):
                 nn.init.constant_(getattr(self, name), 0.5)
 
-    def convolve(self, *projections: Tensor, stride: int = 1) -> Tensor:
+    def convolve(self, qkv: Tensor, rest: Tensor | None = None, *, stride: int = 1) -> Tensor:
         """F_conv of the projections times beta, for a mix with a convolution path.
 
         Args:
-            *projections: The maps in the order q, k, v, (B, ..., H, W), in one tensor or several.
+            qkv: The maps in the order q, k, v, (B, ..., H, W).
+            rest: The last of them, where they are a tensor of their own.
             stride: Stride of the output.
 
         Returns:
             (B, C, ceil(H / stride), ceil(W / stride)).
         """
-        qkv = projections[0] if len(projections) == 1 else torch.cat(projections, dim=1)
         by_tensors = self.dep_conv.mode == "tensor"
+        if rest is not None and not (self.fc is None or is_plain(self.fc, nn.Conv2d)):
+            # A layer that is called reads all maps.
+            qkv, rest = torch.cat([qkv, rest], dim=1), None
         qkv, fc_weight, fc_bias = self._layer_over_maps(qkv)
         out = convolution_path(
             qkv,
             fc_weight,
             None if by_tensors else self.scaled_kernels(fc_weight),
             fc_bias,
+            rest=rest,
             stride=stride,
             backend=self.backend,
         )
@@ -141,14 +145,15 @@ class ACmixBase(Deployable):
 
     def _layer_over_maps(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Maps, weight and bias of the layer over the maps, as ``convolution_path`` takes them."""
-        if self.fc is None:
+        fc = self.fc
+        if fc is None:
             # Folded; a bias became the kernel of a map of ones.
             layer = qkv.new_empty(0, self.maps)
             return qkv, layer, layer[:, 0] if self.dep_conv.inputs > self.maps else None
-        if is_plain(self.fc, nn.Conv2d):
-            return qkv, self.fc.weight.flatten(1), self.fc.bias
+        if is_plain(fc, nn.Conv2d):
+            return qkv, fc.weight.flatten(1), fc.bias
         maps = qkv.unflatten(1, (-1, self.head_dim))
-        taps = self.fc(maps.flatten(2, 3)).unflatten(2, maps.shape[2:4])
+        taps = fc(maps.flatten(2, 3)).unflatten(2, maps.shape[2:4])
         return taps.flatten(1, 2), torch.eye(taps.shape[1]).to(taps), None
 
     def scaled_kernels(self, like: Tensor) -> Tensor:
@@ -158,10 +163,11 @@ class ACmixBase(Deployable):
 
     def _of_position(self, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
         """What ``make()`` makes of the encoding ``conv_p`` for maps like ``like``, kept."""
-        if not (self.deployed or is_plain(self.conv_p, nn.Conv2d)):
+        conv = self.conv_p
+        if not (self.deployed or is_plain(conv, nn.Conv2d)):
             return make()
         # A deployed layer does not change.
-        sources = () if self.deployed else (self.conv_p.weight, self.conv_p.bias)
+        sources = () if self.deployed else (conv.weight, conv.bias)
         given = [x for x in sources if x is not None]
         return self._sizes.get(like.shape[-2:], like, make, given)
 
@@ -182,15 +188,11 @@ class ACmixBase(Deployable):
             att: F_att, or ``None`` where the mix has no attention path.
             conv: beta * F_conv, or ``None`` where the mix has no convolution path.
         """
-        path = att if conv is None else conv
-        assert path is not None  # A mix has at least one path.
-        if self.offset is not None:
-            offset = self.offset.to(path.dtype)
-            conv = offset if conv is None else conv + offset
-        if att is None or conv is None:
-            return path if conv is None else conv
-        alpha = self.alpha()
-        return att + conv if alpha is None else addcmul(conv, att, alpha.to(att.dtype))
+        return add_paths(att, conv, self.alpha(), self.added())
+
+    def added(self) -> Tensor | None:
+        """What is added to the sum of the paths, (C, 1, 1), or ``None`` for 0."""
+        return self.offset
 
     def _fold(self) -> None:
         """Fold beta, the shift kernels and a small layer over the maps into one kernel."""

@@ -57,9 +57,12 @@ def project(x: Tensor, *convs: nn.Conv2d) -> Tensor:
     Returns:
         (B, channels of all, H, W).
     """
-    biases = [conv.bias for conv in convs if is_plain(conv, nn.Conv2d) and conv.bias is not None]
-    if len(biases) < len(convs):
-        return torch.cat([conv(x) for conv in convs], dim=1)
+    biases = []
+    for conv in convs:
+        bias = conv.bias if is_plain(conv, nn.Conv2d) else None
+        if bias is None:
+            return torch.cat([conv(x) for conv in convs], dim=1)
+        biases.append(bias)
     return F.conv2d(x, torch.cat([conv.weight for conv in convs]), torch.cat(biases))
 
 

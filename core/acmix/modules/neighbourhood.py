@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from acmix.checks import check_choice, check_odd, check_positive, has_shape, not_empty, require
+from acmix.arguments import check_image
+from acmix.checks import check_choice, check_odd, check_positive, require
 from acmix.functional import neighbourhood_aggregation, neighbourhood_difference
 from acmix.fx import fx_leaf
 from acmix.geometry import can_reflect, neighbour_rows
@@ -120,8 +121,7 @@ class VectorACmix(ACmixBase):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """Both paths on one set of projections, mixed."""
-        fits = has_shape(x, None, self.in_channels, None, None) and not_empty(*x.shape[-2:])
-        require(fits, "input shape", tuple(x.shape), f"give (B, {self.in_channels}, H, W)")
+        check_image(x, self.in_channels)
         qkv = self.qkv(x) if self.deployed else project(x, self.conv1, self.conv2, self.conv3)
         att = self._attend(qkv) if self.has_attention else None
         conv = self.convolve(qkv) if self.has_convolution else None

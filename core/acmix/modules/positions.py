@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from acmix.tracing import Size
+from acmix.tracing import Size, is_watched
 
 # Positions of an image are small next to its maps; a network sees few sizes, or endless ones.
 _MOST = 8
@@ -48,8 +48,7 @@ class SizeCache:
                 told, see ``_values``.
         """
         # Symbols and traced sizes stand for other sizes too.
-        known = all(type(length) is int for length in size)
-        if torch.compiler.is_dynamo_compiling() or not (known and _is_plain(like)):
+        if torch.compiler.is_dynamo_compiling() or not (_are_known(*size) and _is_plain(like)):
             return make()
         values = _values(sources)
         if values is None:
@@ -70,6 +69,10 @@ class SizeCache:
         return made
 
 
+def _are_known(height: Size, width: Size) -> bool:
+    return type(height) is int and type(width) is int
+
+
 def _is_plain(x: Tensor) -> bool:
     """Whether it has its values itself: those of a subclass are elsewhere or nowhere."""
     return type(x) is Tensor or type(x) is nn.Parameter
@@ -83,10 +86,8 @@ def _values(sources: Sequence[Tensor]) -> list[tuple] | None:
     """
     if not sources:
         return []
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
     # Modes and transforms, such as fake tensors and vmap, give tensors other values.
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
+    if is_watched():
         return None
     if not all(x.is_cpu and _is_plain(x) and x.is_contiguous() for x in sources):
         return None

@@ -68,12 +68,10 @@ class ACmix(ACmix2d):
         """Number of heads."""
         return self.num_heads
 
-    def add_paths(self, att: Tensor | None, conv: Tensor | None) -> Tensor:
-        """Add the paths, and the bias of the convolution path times beta."""
+    def added(self) -> Tensor | None:
+        """What is added to the sum of the paths: the bias of the convolution path times beta."""
         bias = self._scaled_bias()
-        if conv is not None and bias is not None:
-            conv = conv + bias.to(conv.dtype)
-        return super().add_paths(att, conv)
+        return super().added() if bias is None else bias
 
     def _scaled_bias(self) -> Tensor | None:
         """Beta times the bias of the convolution path, (C, 1, 1)."""

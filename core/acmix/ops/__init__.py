@@ -11,6 +11,7 @@ from acmix.ops.aggregation import aggregation, aggregation_backward
 from acmix.ops.attention import attention, attention_backward
 from acmix.ops.convolution import convolution, convolution_backward
 from acmix.ops.difference import difference, difference_backward
+from acmix.ops.mixing import mixed, mixed_backward
 from acmix.ops.paths import paths, paths_backward
 from acmix.ops.windows import windows, windows_backward
 
@@ -23,6 +24,8 @@ __all__ = [
     "convolution_backward",
     "difference",
     "difference_backward",
+    "mixed",
+    "mixed_backward",
     "paths",
     "paths_backward",
     "windows",

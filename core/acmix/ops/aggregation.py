@@ -5,14 +5,14 @@ import math
 from torch import Tensor
 
 from acmix.geometry import output_size
-from acmix.ops.registration import WINDOW, define
+from acmix.ops.registration import WINDOW, call, define
 
 
 def neighbourhood_aggregation(
     v: Tensor, w: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
     """See ``acmix.neighbourhood_aggregation``."""
-    return aggregation(v, w, kernel_size, stride, dilation, reflect)
+    return call(aggregation, v, w, kernel_size, stride, dilation, reflect)
 
 
 def _fake(v, w, kernel_size, stride, dilation, reflect):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from acmix.geometry import output_size
 from acmix.layout import empty_map, sum_dtype
-from acmix.ops.registration import WINDOW, Shape, define
+from acmix.ops.registration import WINDOW, Shape, call, define
 
 
 def sliding_window_attention(
@@ -24,7 +24,7 @@ def sliding_window_attention(
     if position is not None:
         # The softmax drops q_p . position_p; what is left of the position is a change of the keys.
         k = k - position
-    return attention(q, k, v, kernel_size, stride, dilation)[0]
+    return call(attention, q, k, v, kernel_size, stride, dilation)[0]
 
 
 def empty_lse(q: Tensor, size: Sequence[int]) -> Tensor:

@@ -3,14 +3,14 @@
 from torch import Tensor
 
 from acmix.geometry import output_size
-from acmix.ops.registration import WINDOW, define
+from acmix.ops.registration import WINDOW, call, define
 
 
 def neighbourhood_difference(
     a: Tensor, b: Tensor, *, kernel_size: int, stride: int, dilation: int, reflect: bool
 ) -> Tensor:
     """See ``acmix.neighbourhood_difference``."""
-    return difference(a, b, kernel_size, stride, dilation, reflect)
+    return call(difference, a, b, kernel_size, stride, dilation, reflect)
 
 
 def _fake(a, b, kernel_size, stride, dilation, reflect):

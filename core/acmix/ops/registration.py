@@ -1,13 +1,22 @@
 """How an operator is defined, and how a backend gives it a kernel."""
 
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
+from torch.nn import Parameter
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from acmix.tracing import is_watched
+
 Shape = Sequence[int]
+
+# Of arguments that have their values themselves: those of a subclass of tensors are elsewhere.
+_PLAIN = {Tensor, Parameter, NoneType, int, bool}
+_kernels: dict[tuple[OpOverload, str], Callable] = {}
 
 WINDOW = "int kernel_size, int stride, int dilation"
 
@@ -50,9 +59,21 @@ def kernel(op: OpOverload, device: str) -> Callable[[Callable], Callable]:
 
     def register(function: Callable) -> Callable:
         _library.impl(op, function, device)
+        _kernels[op, device.lower()] = function
         return function
 
     return register
+
+
+def call(op: OpOverload, x: Tensor, *args: Any) -> Any:
+    """``op(x, *args)``: by its kernel at once where nobody could tell.
+
+    Torch's dispatcher takes as long as the kernel of a small map.
+    """
+    if is_watched() or not {type(arg) for arg in args} | {type(x)} <= _PLAIN:
+        return op(x, *args)
+    kernel = _kernels.get((op, x.device.type))
+    return (kernel or op)(x, *args)
 
 
 def _flops(multiply_adds: Callable[..., int]) -> Callable[..., int]:

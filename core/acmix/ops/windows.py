@@ -4,14 +4,14 @@ import math
 
 from torch import Tensor
 
-from acmix.ops.registration import define
+from acmix.ops.registration import call, define
 
 
 def map_window_attention(
     qkv: Tensor, bias: Tensor, mask: Tensor | None, *, window_size: tuple[int, int]
 ) -> Tensor:
     """See ``acmix.map_window_attention``."""
-    return windows(qkv, bias, mask, *window_size)
+    return call(windows, qkv, bias, mask, *window_size)
 
 
 def _fake(qkv, bias, mask, height, width):

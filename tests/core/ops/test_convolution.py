@@ -4,7 +4,7 @@ import torch
 
 import acmix
 from operator_contract import SMALL, CpuContract, needs_kernels
-from operators import Case, Convolution
+from operators import Case, Convolution, SplitConvolution
 
 
 class TestConvolution(CpuContract):
@@ -14,6 +14,29 @@ class TestConvolution(CpuContract):
         "layer": Case((13, 11), heads=6, depth=8),
     }
     registrations = {"folded": SMALL, "layer": Case((5, 6), stride=2, heads=5, depth=2)}
+
+
+class TestSplitConvolution(CpuContract):
+    operator = SplitConvolution()
+    sizes = TestConvolution.sizes
+    registrations = TestConvolution.registrations
+
+
+@needs_kernels
+def test_maps_of_two_formats():
+    """One of them channels last: the result is like the first, and gradients like each."""
+    case = Case((9, 7), heads=4, depth=16)
+    first, rest, *weights = SplitConvolution().inputs(case)
+    rest = rest.to(memory_format=torch.channels_last)
+    results = []
+    for backend in ("cpu", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (first, rest)]
+        out = acmix.convolution_path(leaves[0], *weights, rest=leaves[1], backend=backend)
+        out.square().sum().backward()
+        results.append([out.detach(), *(x.grad for x in leaves)])
+    torch.testing.assert_close(*results)
+    assert results[0][0].is_contiguous()
+    assert results[0][2].is_contiguous(memory_format=torch.channels_last)
 
 
 @needs_kernels

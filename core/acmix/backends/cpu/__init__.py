@@ -11,9 +11,9 @@ from torch import Tensor
 from acmix.backends.cpu import library
 from acmix.backends.cpu.aggregation import neighbourhood_aggregation
 from acmix.backends.cpu.attention import sliding_window_attention
-from acmix.backends.cpu.convolution import convolution_path
+from acmix.backends.cpu.convolution import convolution_path, split_convolution_path
 from acmix.backends.cpu.difference import neighbourhood_difference
-from acmix.backends.cpu.paths import sliding_window_paths
+from acmix.backends.cpu.mixing import mixed_paths
 from acmix.backends.cpu.windows import map_window_attention
 from acmix.backends.derivatives import transformed
 from acmix.tracing import constant_when_compiled
@@ -21,10 +21,11 @@ from acmix.tracing import constant_when_compiled
 __all__ = [
     "convolution_path",
     "map_window_attention",
+    "mixed_paths",
     "neighbourhood_aggregation",
     "neighbourhood_difference",
     "sliding_window_attention",
-    "sliding_window_paths",
+    "split_convolution_path",
     "why_not",
 ]
 

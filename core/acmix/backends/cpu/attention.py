@@ -55,6 +55,7 @@ def attend(
     window: tuple[int, int, int],
     out: Tensor | Maps,
     lse: Tensor,
+    mix: library.Tensors | None = None,
 ) -> library.Call:
     """The call that writes the attention of maps, and its log-sum-exp.
 
@@ -64,10 +65,12 @@ def attend(
         window: Kernel size, stride, dilation.
         out: (B, N, D, H', W'), in the dtype of the maps.
         lse: (B, N, H', W').
+        mix: ``alpha`` and ``offset`` by name, for an ``out`` that the attention is added to.
     """
     q, k, v = maps
     settings = _settings(q, *usable_window(q.shape[3:], *window))
-    return settings, dict(q=q, k=k, v=v, position=position, out=out, lse=Maps.of_sums(lse))
+    tensors = dict(q=q, k=k, v=v, position=position, out=out, lse=Maps.of_sums(lse))
+    return {**settings, "add": mix is not None}, {**tensors, **(mix or {})}
 
 
 def attend_backward(
@@ -77,8 +80,9 @@ def attend_backward(
     lse: Tensor,
     window: tuple[int, int, int],
     grads: Sequence[Tensor],
+    mix: library.Tensors | None = None,
 ) -> None:
-    """Write the gradients of q, k and v into ``grads``."""
+    """Write the gradients of q, k and v into ``grads``, and those that ``mix`` names."""
     q, k, v = maps
     kernel_size, stride, dilation = usable_window(q.shape[3:], *window)
     dq, dk, dv = grads
@@ -98,6 +102,7 @@ def attend_backward(
             grad_q=dq[..., ::stride, ::stride],
             grad_k=dk,
             grad_v=dv,
+            **(mix or {}),
         ),
     )
 

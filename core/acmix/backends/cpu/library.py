@@ -6,12 +6,11 @@ cache of libraries built on first use.
 """
 
 import ctypes
-import functools
 import logging
 import os
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +20,12 @@ from acmix.backends.cpu import build, cache
 from acmix.backends.cpu.maps import Maps
 
 ISAS = ("baseline", "avx2", "avx512")
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _lock = threading.Lock()
+# The library, or why there is none, once it was looked for.
+_loaded: "tuple[Library | None, Exception | None] | None" = None
 _logger = logging.getLogger("acmix")
 
 
@@ -55,15 +56,23 @@ class Layout:
         """Bytes of the struct."""
         return self._struct.size
 
-    def pack(self, values: Mapping[str, int | Tensor | Maps | None]) -> bytes:
-        """The struct with these values by name, and zero for every other field.
+    def place(self, name: str) -> int:
+        """Where the numbers have a field: the address, if it is that of a tensor."""
+        return self._places[name][0]
+
+    def pack(self, numbers: Sequence[int]) -> bytes:
+        """The struct with these numbers."""
+        # All at once: setting the fields of a ctypes structure takes as long as a small kernel.
+        return self._struct.pack(*numbers)
+
+    def numbers(self, values: Mapping[str, int | Tensor | Maps | None]) -> list[int]:
+        """Those of the struct with these values by name, and zero for every other field.
 
         A tensor gives a map or an address, and maps give a map.
 
         Raises:
             KeyError: There is no field of a name.
         """
-        # All at once: setting the fields of a ctypes structure takes as long as a small kernel.
         packed = [0] * self._length
         for name, value in values.items():
             place, is_map = self._places[name]
@@ -76,7 +85,7 @@ class Layout:
                 packed[place : place + _MAP_LENGTH] = numbers
             else:
                 packed[place] = value.data_ptr()
-        return self._struct.pack(*packed)
+        return packed
 
 
 _WINDOW = (
@@ -85,20 +94,25 @@ _WINDOW = (
 )
 # By operator, in the order of the header.
 STRUCTS = {
-    "attention": Layout(*_WINDOW, (_MAP, "q k v position out lse grad grad_q grad_k grad_v")),
+    "attention": Layout(
+        *_WINDOW,
+        (_MAP, "q k v position out lse grad grad_q grad_k grad_v alpha offset"),
+        ("q", "add"),
+        ("P", "grad_alpha"),
+    ),
     "aggregation": Layout(*_WINDOW, (_MAP, "v w out grad grad_v grad_w")),
     "difference": Layout(*_WINDOW, (_MAP, "a b out grad grad_a grad_b")),
     "convolution": Layout(
         ("i", "backward type threads ones add"),
-        ("q", "batch maps taps outs depth height width kernel stride band"),
+        ("q", "batch maps split taps outs depth height width kernel stride band"),
         ("P", "layer kernels"),
-        (_MAP, "input out grad grad_input"),
+        (_MAP, "input rest out grad grad_input grad_rest"),
         ("P", "grad_layer grad_kernels"),
     ),
     "folding": Layout(
         ("i", "backward type threads"),
-        ("q", "outs taps maps area depth summands"),
-        ("P", "layer kernels folded grad_folded grad_layer grad_kernels"),
+        ("q", "outs taps maps area depth map_step tap_step summands"),
+        ("P", "layer kernels scale folded grad_folded grad_layer grad_kernels"),
     ),
     "windows": Layout(
         ("i", "backward type threads"),
@@ -112,6 +126,7 @@ STRUCTS = {
 # Settings and tensors of a call, by name.
 Tensors = Mapping[str, Tensor | Maps | None]
 Call = tuple[Mapping[str, int], Tensors]
+Calls = Mapping[str, Call | None]
 
 
 def window(
@@ -198,9 +213,19 @@ class Library:
         """
         self._call(operator, {operator: (settings, tensors)}, threads, isa)
 
-    def run_paths(self, attention: Call, convolution: Call) -> None:
-        """Run both operators forward at the same time, as ``run`` does each; of one dtype."""
-        self._call("paths", dict(attention=attention, convolution=convolution))
+    def prepare(
+        self, function: str, calls: "Calls", tensors: Sequence[Tensor | None]
+    ) -> "Prepared":
+        """A call of a function of the header, of operators of one dtype.
+
+        Args:
+            function: Such as ``"paths"``: folding, convolution and attention forward by threads
+                that share the work. The convolution may read what the folding writes, and the
+                attention be added to what the convolution writes.
+            calls: By operator in the order of the function's arguments.
+            tensors: Those whose memory the calls read and write, each once, or ``None``.
+        """
+        return Prepared(self, function, calls, tensors)
 
     def _call(
         self,
@@ -209,20 +234,23 @@ class Library:
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
-        threads, isa = threads or torch.get_num_threads(), isa or self.isa
-        dtypes = {x.dtype for _, xs in calls.values() for x in xs.values() if x is not None}
-        # Maps of bfloat16 are computed in float32, of which there is the log-sum-exp or a weight.
-        (dtype,) = dtypes - {torch.bfloat16}
-        common = {"type": _TYPES[dtype], "threads": threads}
-        structs = [
-            STRUCTS[operator].pack({**settings, **tensors, **common})
-            for operator, (settings, tensors) in calls.items()
-        ]
-        status = getattr(self._c, f"acmix_{function}")(*structs, ISAS.index(isa))
+        numbers = numbers_of(calls, threads)
+        structs = [STRUCTS[name].pack(values) for name, values in numbers.items()]
+        self.enter(self.function(function), structs, isa or self.isa)
+
+    def function(self, name: str) -> Callable[..., int]:
+        """A function of the header."""
+        return getattr(self._c, f"acmix_{name}")
+
+    def enter(
+        self, function: Callable[..., int], structs: Sequence[bytes | None], isa: str
+    ) -> None:
+        """Call a function of the header with its structs; raises as ``run`` does."""
+        status = function(*structs, ISAS.index(isa))
         if status == -1:
             raise MemoryError(
-                f"no memory for the scratch of a CPU kernel ({function}): use fewer threads, or a "
-                "smaller window or map"
+                f"no memory for the scratch of a CPU kernel ({function.__name__}): use fewer "
+                "threads, or a smaller window or map"
             )
         if status:
             raise OSError(f"{self.path} has no {isa} variant: rebuild it")
@@ -247,6 +275,74 @@ class Library:
                 )
 
 
+def numbers_of(calls: Mapping[str, Call], threads: int | None = None) -> dict[str, list[int]]:
+    """The numbers of the structs of calls of one dtype, by operator."""
+    threads = threads or torch.get_num_threads()
+    dtypes = {x.dtype for _, xs in calls.values() for x in xs.values() if x is not None}
+    # Maps of bfloat16 are computed in float32, of which there is the log-sum-exp or a weight.
+    (dtype,) = dtypes - {torch.bfloat16}
+    common = {"type": _TYPES[dtype], "threads": threads}
+    return {
+        operator: STRUCTS[operator].numbers({**settings, **tensors, **common})
+        for operator, (settings, tensors) in calls.items()
+    }
+
+
+class Prepared:
+    """A call of which all but the addresses is known, for tensors of the same kinds.
+
+    Finding shapes, strides and settings takes as long as a small kernel.
+
+    Args:
+        library: The library.
+        function: As ``Library.prepare`` takes it.
+        calls: Likewise.
+        tensors: Likewise.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        function: str,
+        calls: Calls,
+        tensors: Sequence[Tensor | None],
+    ) -> None:
+        self._library, self._function = library, library.function(function)
+        numbers = numbers_of({name: call for name, call in calls.items() if call is not None})
+        order = {id(x): index for index, x in enumerate(tensors)}
+        # Of each struct: itself, its numbers, and which of them is the address of which tensor.
+        self._structs: list[tuple[Layout, list[int], list[tuple[int, int, int]]] | None] = []
+        for name, call in calls.items():
+            if call is None:
+                self._structs.append(None)
+                continue
+            layout, places = STRUCTS[name], []
+            for field, value in call[1].items():
+                if value is not None:
+                    owner = value.tensor if isinstance(value, Maps) else value
+                    shift = value.data_ptr() - owner.data_ptr()
+                    places.append((layout.place(field), order[id(owner)], shift))
+            self._structs.append((layout, numbers[name], places))
+
+    def run(self, tensors: Sequence[Tensor | None]) -> None:
+        """Run it on other tensors, in the order of those that it was prepared with."""
+        addresses = [0 if x is None else x.data_ptr() for x in tensors]
+        structs = [x if x is None else _packed(*x, addresses) for x in self._structs]
+        self._library.enter(self._function, structs, self._library.isa)
+
+
+def _packed(
+    layout: Layout,
+    numbers: Sequence[int],
+    places: Sequence[tuple[int, int, int]],
+    addresses: Sequence[int],
+) -> bytes:
+    filled = [*numbers]
+    for place, index, shift in places:
+        filled[place] = addresses[index] + shift
+    return layout.pack(filled)
+
+
 def load() -> Library:
     """The library of this process, built first where need be.
 
@@ -267,12 +363,14 @@ def problem() -> str | None:
 
 
 def _load_once() -> tuple[Library | None, Exception | None]:
-    with _lock:
-        return _load_cached()
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            _loaded = _loaded or _load()
+    return _loaded
 
 
-@functools.cache
-def _load_cached() -> tuple[Library | None, Exception | None]:
+def _load() -> tuple[Library | None, Exception | None]:
     if os.environ.get("ACMIX_CPU_KERNELS") == "0":
         return None, OSError("turned off by ACMIX_CPU_KERNELS=0")
     try:

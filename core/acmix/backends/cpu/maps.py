@@ -26,6 +26,11 @@ class Maps:
         self.tensor, self.shape, self.strides, self.offset = tensor, shape, strides, offset
 
     @classmethod
+    def of(cls, maps: Tensor) -> "Maps":
+        """Of a tensor as it is."""
+        return cls(maps, maps.shape, maps.stride())
+
+    @classmethod
     def of_image(cls, image: Tensor, maps: int) -> "Maps":
         """Of an image (B, N * D, H, W) in channel order n * D + d; ``maps`` is N."""
         (batch, channels, *size), (b, c, *pixel) = image.shape, image.stride()
@@ -46,11 +51,22 @@ class Maps:
         return cls(sums, (batch, heads, 1, *size), (b, n, 0, *pixel))
 
     @classmethod
-    def part_of(cls, maps: Tensor, index: int, parts: int) -> "Maps":
-        """One of so many equal parts of maps (B, maps, D, H, W), in their order."""
-        (batch, count, *rest), strides = maps.shape, maps.stride()
-        count //= parts
-        return cls(maps, (batch, count, *rest), strides, index * count * strides[1])
+    def of_pixels(cls, numbers: Tensor, like: "Maps") -> "Maps":
+        """Of (D, H, W) numbers for every image and map of ``like``."""
+        return cls(numbers, like.shape, (0, 0, *numbers.stride()))
+
+    @classmethod
+    def of_channels(cls, numbers: Tensor, like: "Maps") -> "Maps":
+        """Of one number for all of ``like``, or (N * D, 1, 1) for its channels n * D + d."""
+        of_all = numbers.numel() == 1
+        return cls(numbers, like.shape, (0, 0 if of_all else like.shape[2], int(not of_all), 0, 0))
+
+    def parts(self, count: int) -> list["Maps"]:
+        """So many equal parts of these maps, in their order."""
+        batch, maps, *rest = self.shape
+        shape, step = (batch, maps // count, *rest), maps // count * self.strides[1]
+        places = (self.offset + i * step for i in range(count))
+        return [Maps(self.tensor, shape, self.strides, place) for place in places]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -34,7 +34,8 @@ def _backward(
     dmaps = _maps(dqkv, 3 * heads)
     windows = qkv.shape[1] * qkv.shape[2] // pixels
     dlogits = maps.new_empty((len(qkv), windows, heads, pixels, pixels))
-    tensors |= {f"grad_{name}": Maps.part_of(dmaps, i, 3) for i, name in enumerate("qkv")}
+    grads = zip("qkv", Maps.of(dmaps).parts(3), strict=True)
+    tensors |= {f"grad_{name}": part for name, part in grads}
     tensors |= dict(grad=computable(_maps(grad, heads)), grad_logits=dlogits)
     library.load().run("windows", {**settings, "backward": True}, tensors)
     dmask = None if mask is None else dlogits.sum((0, 2)).to(mask.dtype)
@@ -54,9 +55,8 @@ def _call(
     settings = dict(batch=batch, heads=count // 3, depth=depth, height=size[0], width=size[1])
     settings |= dict(window_height=height, window_width=width)
     dtype = sum_dtype(maps)
-    tensors: dict[str, Tensor | Maps | None] = {
-        name: Maps.part_of(maps, index, 3) for index, name in enumerate("qkv")
-    }
+    parts = Maps.of(maps).parts(3)
+    tensors: dict[str, Tensor | Maps | None] = dict(zip("qkv", parts, strict=True))
     tensors["bias"] = bias.to(dtype).contiguous()
     tensors["mask"] = None if mask is None else mask.to(dtype).contiguous()
     return settings, tensors

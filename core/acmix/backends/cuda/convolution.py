@@ -18,17 +18,32 @@ __all__ = ["convolution_path", "convolve", "convolve_backward"]
 
 
 @kernel(ops.convolution, "CUDA")
-def _forward(maps: Tensor, layer: Tensor, kernels: Tensor, stride: int) -> Tensor:
-    return convolve(maps.contiguous(), layer, kernels, stride)
+def _forward(
+    maps: Tensor, rest: Tensor | None, layer: Tensor, kernels: Tensor, stride: int
+) -> Tensor:
+    return convolve(_joined(maps, rest), layer, kernels, stride)
 
 
 @kernel(ops.convolution_backward, "CUDA")
 def _backward(
-    grad: Tensor, maps: Tensor, layer: Tensor, kernels: Tensor, stride: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    maps = maps.contiguous()
-    dmaps = torch.empty_like(maps)
-    return dmaps, *convolve_backward(grad, maps, layer, kernels, stride, dmaps, add=False)
+    grad: Tensor,
+    maps: Tensor,
+    rest: Tensor | None,
+    layer: Tensor,
+    kernels: Tensor,
+    stride: int,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    joined = _joined(maps, rest)
+    dmaps = torch.empty_like(joined)
+    weights = convolve_backward(grad, joined, layer, kernels, stride, dmaps, add=False)
+    if rest is None:
+        return dmaps, None, *weights
+    first, others = dmaps.split((maps.shape[1], rest.shape[1]), dim=1)
+    return first.contiguous(), others.contiguous(), *weights
+
+
+def _joined(maps: Tensor, rest: Tensor | None) -> Tensor:
+    return maps.contiguous() if rest is None else torch.cat([maps, rest], dim=1)
 
 
 def convolve(maps: Tensor, fc_weight: Tensor, kernels: Tensor, stride: int) -> Tensor:

@@ -9,7 +9,7 @@
 namespace acmix {
 
 // To be raised with every change of this file.
-constexpr int kAbiVersion = 5;
+constexpr int kAbiVersion = 6;
 
 // kBFloat16 is a type of maps alone, in a call of floats: they are widened as they are read, and
 // rounded to the nearest as they are written.
@@ -37,9 +37,13 @@ struct Window {
 
 // out, grad and grad_q have the queries' pixels alone, q has all. `position` is taken off the keys
 // of every image and head, or absent. lse has one channel: written forward, read backward.
+// out = alpha * attention + offset, both for every head and channel or absent; with `add` that is
+// added to what is there. Backward, alpha is one number, and grad_alpha its gradient's summands.
 struct Attention {
     Window window;
-    Map q, k, v, position, out, lse, grad, grad_q, grad_k, grad_v;
+    Map q, k, v, position, out, lse, grad, grad_q, grad_k, grad_v, alpha, offset;
+    int64_t add;
+    void* grad_alpha;  // (batch, heads), or absent
 };
 
 // w and grad_w have the k * k taps of each query as channels.
@@ -54,29 +58,34 @@ struct Difference {
     Map a, b, out, grad, grad_a, grad_b;
 };
 
-// The convolution path. Maps have a layout here: the channels of `input` and `grad_input` are
-// neighbours in memory, and so are the outputs of one channel in `out` and `grad`.
+// The convolution path. Maps have a layout here: the channels of `input` and `rest` and of their
+// gradients are neighbours in memory, and so are the outputs of one channel in `out` and `grad`.
+// `input` has the first `split` maps and `rest`, of the same type, the others, if there are any.
 struct Convolution {
     int32_t backward, type, threads;
-    int32_t ones;                                 // one map more, of ones
-    int32_t add;                                  // whether grad_input is added to
-    int64_t batch, maps, taps, outs, depth;       // taps: maps that the layer makes; 0: no layer
-    int64_t height, width, kernel, stride, band;  // band: rows of one unit of work
-    const void *layer, *kernels;                  // (taps, maps), (outs, taps, k, k, depth)
-    Map input, out, grad, grad_input;             // (batch, map, channel, row, column)
-    void *grad_layer, *grad_kernels;              // a summand for each image and band
+    int32_t ones;                                   // one map more, of ones
+    int32_t add;                                    // whether grad_input is added to
+    int64_t batch, maps, split, taps, outs, depth;  // taps: maps that the layer makes; 0: no layer
+    int64_t height, width, kernel, stride, band;    // band: rows of one unit of work
+    const void *layer, *kernels;                    // (taps, maps), (outs, taps, k, k, depth)
+    Map input, rest, out, grad, grad_input, grad_rest;  // (batch, map, channel, row, column)
+    void *grad_layer, *grad_kernels;                    // a summand for each image and band
 };
 
-// The layer of the convolution path folded into its kernels: sizes as above, area = k².
+// The layer of the convolution path folded into its kernels, or these alone where there is none,
+// and taps = maps; times `scale`, one number, if there is one. Sizes as above, area = k². Backward
+// takes no scale: the gradients are those at a scale of one.
 struct Folding {
     int32_t backward, type, threads;
     int64_t outs, taps, maps, area, depth;
+    int64_t map_step, tap_step;   // of kernels, in elements: channels first or last
     int64_t summands;             // of grad_folded, as Convolution's grad_kernels has them
-    const void *layer, *kernels;  // (taps, maps), (depth * outs, taps, k, k)
-    void* folded;                 // (outs, maps, k, k, depth): Convolution's kernels
-    const void* grad_folded;      // (summands, outs, maps, k, k, depth)
-    void* grad_layer;             // (outs, taps, maps), summands of the gradient
-    void* grad_kernels;           // as kernels
+    const void *layer, *kernels;  // (taps, maps) or absent, (depth * outs, taps, k, k)
+    const void* scale;
+    void* folded;             // (outs, maps, k, k, depth): Convolution's kernels
+    const void* grad_folded;  // (summands, outs, maps, k, k, depth)
+    void* grad_layer;         // (outs, taps, maps), summands of the gradient
+    void* grad_kernels;       // as kernels, contiguous
 };
 
 // Attention inside the windows of a map, whose sides are multiples of theirs, with L pixels each.
@@ -111,6 +120,8 @@ ACMIX_EXPORT int acmix_difference(const acmix::Difference* call, int isa);
 ACMIX_EXPORT int acmix_convolution(const acmix::Convolution* call, int isa);
 ACMIX_EXPORT int acmix_folding(const acmix::Folding* call, int isa);
 ACMIX_EXPORT int acmix_windows(const acmix::Windows* call, int isa);
-// Both forward, by threads that share the work; of one type, and the attention's number of threads.
-ACMIX_EXPORT int acmix_paths(const acmix::Attention* attention,
-                             const acmix::Convolution* convolution, int isa);
+// All three forward, by threads that share the work; of one type and number of threads. The
+// convolution may read what the folding writes, and the attention may be added to what the
+// convolution writes; of folding and attention there may be none.
+ACMIX_EXPORT int acmix_paths(const acmix::Folding* folding, const acmix::Convolution* convolution,
+                             const acmix::Attention* attention, int isa);

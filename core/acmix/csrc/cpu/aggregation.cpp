@@ -18,6 +18,7 @@ struct AggregationUnit {
     const Aggregation& call;
     const Plan& p;
     int64_t group, tile;
+    Turn turn;
 
     void forward(Arena& arena) const {
         const Window& w = p.window;
@@ -41,7 +42,8 @@ struct AggregationUnit {
                                     out.row(y) + x);
             }
         });
-        unit.store_queries(call.out, unit.query_lanes(call.out, table), unit.y0, rows, out, T(1));
+        unit.store_queries(call.out, unit.query_lanes(call.out, table), unit.y0, rows, out,
+                           Scaled<T>{1});
     }
 
     void backward(Arena& arena) const {
@@ -81,7 +83,7 @@ struct AggregationUnit {
                 }
             });
             unit.store_queries(call.grad_w, dw_lanes, y0, rows, {dw + p.margin, pitch, p.taps},
-                               T(1));
+                               Scaled<T>{1});
             unit.gather_keys(dv, y0, rows, weights, grad);
         }
         unit.store_keys(call.grad_v, dv, T(1), tables[0], tables[1]);

@@ -25,6 +25,7 @@ struct AttentionUnit {
     const Attention& call;
     const Plan& p;
     int64_t group, tile;
+    Turn turn;
 
     // Where a border does not reflect, keys outside the image are left out of the softmax.
     bool cuts() const { return !p.window.reflect; }
@@ -36,6 +37,32 @@ struct AttentionUnit {
         T* row = arena.take<T>(p.window.depth, p.key_pitch);
         if (arena.base == nullptr) return {};
         return {&call.position, unit.key_lanes(call.position, table), row};
+    }
+
+    bool is_mixed() const {
+        return call.alpha.data != nullptr || call.offset.data != nullptr || call.add != 0;
+    }
+
+    // What becomes of the attention as it is written.
+    Mixed<T> take_mix(const Unit<T>& unit, Arena& arena) const {
+        if (!is_mixed()) return {};
+        T* numbers = arena.take<T>(2, p.group, p.window.depth);
+        if (arena.base == nullptr) return {};
+        int64_t size = p.group * p.window.depth;
+        copy_factors(unit, numbers, call.alpha, T(1));
+        copy_factors(unit, numbers + size, call.offset, T(0));
+        return {numbers, numbers + size, p.group, p.window.depth, call.add != 0};
+    }
+
+    // [head][channel] of this unit, or one number for all where there is no map.
+    void copy_factors(const Unit<T>& unit, T* to, const Map& map, T missing) const {
+        for (int64_t g = 0; g < p.group; g++) {
+            const T* from = static_cast<const T*>(map.data);
+            if (g < unit.head_count) from += unit.head_offset(map, g);
+            for (int64_t d = 0; d < p.window.depth; d++) {
+                *to++ = map.data == nullptr ? missing : from[d * map.stride[2]];
+            }
+        }
     }
 
     // Minus infinity where a window column falls outside the image, [column][lane].
@@ -92,8 +119,8 @@ struct AttentionUnit {
         return 1 / sum;
     }
 
-    // One row of queries: s from logits to P, ds from dP to dS.
-    void softmax_gradient(T* s, T* ds, const T* lse) const {
+    // One row of queries: s from logits to P, ds from dP to dS. Adds up sum_o P_o dP_o.
+    void softmax_gradient(T* s, T* ds, const T* lse, T* sums) const {
         for (int64_t x = 0; x < p.lanes; x += L) {
             V norm = S::load(lse + x) * kLog2e, delta = V{};
             for (int64_t o = 0; o < p.taps; o++) {
@@ -102,6 +129,7 @@ struct AttentionUnit {
                 S::store(at, e);
                 delta += e * S::load(ds + o * p.query_pitch + x);
             }
+            S::store(sums + x, S::load(sums + x) + delta);
             for (int64_t o = 0; o < p.taps; o++) {
                 T* at = ds + o * p.query_pitch + x;
                 S::store(at, S::load(s + o * p.query_pitch + x) * (S::load(at) - delta));
@@ -123,6 +151,7 @@ struct AttentionUnit {
         T* mask = cuts() ? arena.take<T>(w.kernel, p.lanes) : nullptr;
         int64_t* table = unit.take_table(arena);
         Minus<T> position = take_position(unit, arena);
+        Mixed<T> mixed = take_mix(unit, arena);
         if (arena.base == nullptr) return;
 
         int64_t rows = min_of(p.tile_h, p.out_h - unit.y0), first = unit.y0 * w.stride;
@@ -147,8 +176,15 @@ struct AttentionUnit {
                                     inverse);
             }
         });
-        unit.store_queries(call.out, unit.query_lanes(call.out, table), unit.y0, rows, out, T(1));
-        unit.store_queries(call.lse, unit.query_lanes(call.lse, table), unit.y0, rows, lse, T(1));
+        turn.wait();  // For what it is added to, where the same call makes it.
+        Lanes to = unit.query_lanes(call.out, table);
+        if (is_mixed()) {
+            unit.store_queries(call.out, to, unit.y0, rows, out, mixed);
+        } else {
+            unit.store_queries(call.out, to, unit.y0, rows, out, Scaled<T>{1});
+        }
+        unit.store_queries(call.lse, unit.query_lanes(call.lse, table), unit.y0, rows, lse,
+                           Scaled<T>{1});
     }
 
     void backward(Arena& arena) const {
@@ -165,6 +201,7 @@ struct AttentionUnit {
         T* q = arena.take<T>(p.tile_h, depth, pitch);
         Strip<T> dq{arena.take<T>(p.tile_h, depth, pitch), pitch, depth};
         Strip<T> lse{arena.take<T>(p.lanes), p.lanes, 1};
+        T* alphas = arena.take<T>(p.lanes);
         T* mask = cuts() ? arena.take<T>(w.kernel, p.lanes) : nullptr;
         int64_t* tables[6];
         for (int64_t*& table : tables) table = unit.take_table(arena);
@@ -179,6 +216,7 @@ struct AttentionUnit {
         memset(q, 0, p.tile_h * row_size * sizeof(T));
         memset(s, 0, p.tile_h * s_size * sizeof(T));
         memset(ds, 0, p.tile_h * s_size * sizeof(T));
+        memset(alphas, 0, p.lanes * sizeof(T));
         if (cuts()) column_mask(unit, mask);
         Lanes value_lanes = unit.key_lanes(call.v, tables[0]);
         Lanes grad_lanes = unit.query_lanes(call.grad, tables[1]);
@@ -187,6 +225,7 @@ struct AttentionUnit {
         Lanes lse_lanes = unit.query_lanes(call.lse, tables[4]);
         Lanes dq_lanes = unit.query_lanes(call.grad_q, tables[5]);
         T scale = 1 / T(sqrt(double(depth)));
+        T alpha = call.alpha.data == nullptr ? T(1) : *static_cast<const T*>(call.alpha.data);
         for (int64_t y0 = 0; y0 < p.out_h; y0 += p.tile_h) {
             int64_t rows = min_of(p.tile_h, p.out_h - y0), first = y0 * w.stride;
             int64_t key_rows = (rows - 1) * w.stride + 2 * p.pad + 1;
@@ -216,7 +255,7 @@ struct AttentionUnit {
                     if (lse_lanes.offset[i] < 0) lse.data[i] = T(INFINITY);
                 }
                 int64_t s_at = r * s_size + p.margin;
-                softmax_gradient(s + s_at, ds + s_at, lse.data);
+                softmax_gradient(s + s_at, ds + s_at, lse.data, alphas);
             }
             unit.gather_keys(dv, y0, rows, s, grad);
             unit.gather_keys(dk, y0, rows, ds, q);
@@ -227,11 +266,21 @@ struct AttentionUnit {
                                         count, dq.row(y) + x);
                 }
             });
-            unit.store_queries(call.grad_q, dq_lanes, y0, rows, dq, scale);
+            unit.store_queries(call.grad_q, dq_lanes, y0, rows, dq, Scaled<T>{scale * alpha});
         }
         // q came in with log2(e) in its scale.
-        unit.store_keys(call.grad_k, dk, 1 / kLog2e, tables[0], tables[1]);
-        unit.store_keys(call.grad_v, dv, T(1), tables[0], tables[1]);
+        unit.store_keys(call.grad_k, dk, alpha / kLog2e, tables[0], tables[1]);
+        unit.store_keys(call.grad_v, dv, alpha, tables[0], tables[1]);
+        if (call.grad_alpha != nullptr) store_alpha(unit, alphas);
+    }
+
+    // The gradient of alpha is the sum of dout . out / alpha, of which a query has sum_o P_o dP_o.
+    void store_alpha(const Unit<T>& unit, const T* sums) const {
+        for (int64_t g = 0; g < unit.head_count; g++) {
+            double sum = 0;
+            for (int64_t x = 0; x < unit.width; x++) sum += sums[x * p.group + g];
+            static_cast<T*>(call.grad_alpha)[unit.first_head + g] = T(sum);
+        }
     }
 };
 
@@ -239,8 +288,8 @@ struct AttentionUnit {
 
 namespace ACMIX_ISA {
 int run(const Attention& call) { return run_typed<AttentionUnit>(call); }
-int run(const Attention& call, const Task& beside) {
-    return run_typed<AttentionUnit>(call, beside);
+int run(const Attention& call, const Tasks& before) {
+    return run_typed<AttentionUnit>(call, before);
 }
 }  // namespace ACMIX_ISA
 

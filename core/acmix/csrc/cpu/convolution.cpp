@@ -36,6 +36,7 @@ struct ConvolutionUnit {
     static constexpr int L = S::kLanes;
 
     const Convolution& call;
+    Turn turn;
     int64_t out_h, out_w, pad, area;  // area: taps of the kernel, k²
     int64_t all_maps, inputs;         // maps with that of ones, maps of the stencil
     int64_t bands, blocks;
@@ -43,8 +44,9 @@ struct ConvolutionUnit {
     // Of this unit:
     int64_t image = 0, y0 = 0, rows = 0, d0 = 0, lanes = 0;
 
-    explicit ConvolutionUnit(const Convolution& c)
+    explicit ConvolutionUnit(const Convolution& c, Turn at = {})
         : call(c),
+          turn(at),
           out_h(ceil_div(c.height, c.stride)),
           out_w(ceil_div(c.width, c.stride)),
           pad(c.kernel / 2),
@@ -84,14 +86,21 @@ struct ConvolutionUnit {
         for (int64_t i = 0; i < lanes; i++) to[i] = load_one(from + i);
     }
 
-    // Maps of one row of the image, and that of ones.
+    // Maps of row y of the image, and that of ones.
     template <typename E>
-    void copy_row(T* to, const E* from) const {
-        for (int64_t x = 0; x < call.width; x++, from += call.input.stride[4]) {
-            for (int64_t m = 0; m < call.maps; m++, to += L) {
+    void copy_row(T* to, const E* inputs, int64_t y) const {
+        const E* from = inputs + row_at(call.input, y);
+        const E* rest = static_cast<const E*>(call.rest.data);
+        if (call.split < call.maps) rest += row_at(call.rest, y);
+        for (int64_t x = 0; x < call.width; x++) {
+            for (int64_t m = 0; m < call.split; m++, to += L) {
                 copy_pixel(to, from + m * call.input.stride[1]);
             }
+            for (int64_t m = 0; m < call.maps - call.split; m++, to += L) {
+                copy_pixel(to, rest + m * call.rest.stride[1]);
+            }
             if (call.ones) S::store(to, S::all(1)), to += L;
+            from += call.input.stride[4], rest += call.rest.stride[4];
         }
     }
 
@@ -109,8 +118,7 @@ struct ConvolutionUnit {
             memset(to + features.row_size - margin, 0, margin * sizeof(T));
             T* row = keep ? raws + r * raw.row_size : raws;
             if (call.taps == 0) row = to + margin;
-            with_elements<T>(
-                call.input, [&](const auto* data) { copy_row(row, data + row_at(call.input, y)); });
+            with_elements<T>(call.input, [&](const auto* data) { copy_row(row, data, y); });
             if (call.taps > 0)
                 stencil(row, raw, row_pixels, 1, layer, call.taps, Planar<T>{to + margin, L, L});
         }
@@ -124,11 +132,8 @@ struct ConvolutionUnit {
             if (y < 0 || y >= call.height || y % call.stride != 0) continue;
             const T* row = plane(call.grad, y / call.stride);
             for (int64_t x = 0; x < out_w; x++) {
-                const T* from = row + x * call.grad.stride[4];
                 T* at = to + (pad + x * call.stride) * grads.pixel_size;
-                for (int64_t i = 0; i < lanes; i++, from += call.grad.stride[2]) {
-                    for (int64_t n = 0; n < call.outs; n++) at[n * L + i] = from[n];
-                }
+                separate(at, row + x * call.grad.stride[4], call.outs, lanes);
             }
         }
     }
@@ -197,6 +202,7 @@ struct ConvolutionUnit {
         if (arena.base == nullptr) return;
         pack_layer(layer);
         load_features(f, raws, false, layer, row, y0 * call.stride - pad, loaded);
+        turn.wait();  // For the kernels, where they are folded in the same call.
         pack(weights, call.outs, inputs, area, false,
              [&](int64_t n, int64_t i, int64_t tap) { return kernel_at(n, i, tap); });
         with_elements<T>(call.out, [&](auto* data) {
@@ -208,13 +214,16 @@ struct ConvolutionUnit {
     void backward(Arena& arena) const {
         int64_t most = arena.base == nullptr ? call.band : rows, loaded = most + 2 * pad;
         bool has_layer = call.taps > 0;
-        const Map& to = call.grad_input;
         Pixels row = layer_pixels(arena);
-        Pixels same = pixels(arena, most, call.width, grads.row_size, grads.pixel_size,
-                             has_layer ? changes.row_size : to.stride[3],
-                             has_layer ? changes.pixel_size : to.stride[4]);
-        Pixels back = pixels(arena, has_layer ? most : 0, call.width, changes.row_size,
-                             changes.pixel_size, to.stride[3], to.stride[4]);
+        Pixels same = pixels(arena, has_layer ? most : 0, call.width, grads.row_size,
+                             grads.pixel_size, changes.row_size, changes.pixel_size);
+        // What the gradients of maps are sums over.
+        const Stack& last = has_layer ? changes : grads;
+        Pixels back = pixels(arena, most, call.width, last.row_size, last.pixel_size,
+                             call.grad_input.stride[3], call.grad_input.stride[4]);
+        Pixels back_rest =
+            pixels(arena, call.split < call.maps ? most : 0, call.width, last.row_size,
+                   last.pixel_size, call.grad_rest.stride[3], call.grad_rest.stride[4]);
         Pixels pair = pixels(arena, has_layer ? most : 0, call.width, raw.row_size, raw.pixel_size,
                              changes.row_size, changes.pixel_size);
         // Only pixels on the stride's grid have a gradient.
@@ -247,22 +256,36 @@ struct ConvolutionUnit {
                   f + begin * features.row_size, taps, inputs * area, strided, sums, call.depth,
                   lanes);
 
-        // The transposed stencil: outputs and maps change places, taps are mirrored.
-        pack(weights, has_layer ? call.taps : call.maps, call.outs, area, false,
-             [&](int64_t i, int64_t n, int64_t tap) { return kernel_at(n, i, area - 1 - tap); });
-        Planar<T> direct{plane(to, y0), to.stride[1], lanes, call.add != 0};
-        if (!has_layer) {
-            return stencil(g, grads, same, call.kernel, weights, call.maps, direct);
-        }
-        stencil(g, grads, same, call.kernel, weights, call.taps, Planar<T>{df, L, L});
+        // The transposed stencil: outputs and maps change places, taps are mirrored. Of `count`
+        // maps from `first` on:
+        auto spread = [&](int64_t first, int64_t count, const Pixels& where, const Planar<T>& to) {
+            pack(weights, count, call.outs, area, false, [&](int64_t i, int64_t n, int64_t tap) {
+                return kernel_at(n, first + i, area - 1 - tap);
+            });
+            stencil(g, grads, where, call.kernel, weights, count, to);
+        };
+        auto each_part = [&](auto put) {
+            put(0, call.split, back, planes(call.grad_input));
+            int64_t others = call.maps - call.split;
+            if (others > 0) put(call.split, others, back_rest, planes(call.grad_rest));
+        };
+        if (!has_layer) return each_part(spread);
+        spread(0, call.taps, same, Planar<T>{df, L, L});
         for (int64_t m = 0; m < all_maps; m++) taps[m] = m * L;
         sums = static_cast<T*>(call.grad_layer) + summand * call.taps * all_maps * call.depth + d0;
         correlate(df, call.taps, raws + pad * raw.row_size, taps, all_maps, pair, sums, call.depth,
                   lanes);
-        pack(layer, call.maps, call.taps, 1, true, [&](int64_t m, int64_t i, int64_t) {
-            return static_cast<const T*>(call.layer) + i * all_maps + m;
+        each_part([&](int64_t first, int64_t count, const Pixels& where, const Planar<T>& to) {
+            pack(layer, count, call.taps, 1, true, [&](int64_t m, int64_t i, int64_t) {
+                return static_cast<const T*>(call.layer) + i * all_maps + first + m;
+            });
+            stencil(df, changes, where, 1, layer, count, to);
         });
-        stencil(df, changes, back, 1, layer, call.maps, direct);
+    }
+
+    // Where the gradients of a part of the maps go.
+    Planar<T> planes(const Map& to) const {
+        return {plane(to, y0), to.stride[1], lanes, call.add != 0};
     }
 };
 
@@ -272,8 +295,8 @@ Task task_of(const Convolution& call) {
     if (unit.units() == 0) return {};
     Arena sizes{nullptr};
     call.backward ? unit.backward(sizes) : unit.forward(sizes);
-    Work work = [](void* context, int64_t unit, void* scratch) {
-        ConvolutionUnit<T> one(*static_cast<const Convolution*>(context));
+    Work work = [](void* context, int64_t unit, void* scratch, Turn turn) {
+        ConvolutionUnit<T> one(*static_cast<const Convolution*>(context), turn);
         Arena arena{static_cast<char*>(scratch)};
         one.start(unit);
         one.call.backward ? one.backward(arena) : one.forward(arena);

@@ -133,14 +133,14 @@ template <typename T>
 int run_typed(const Difference& call) {
     Arena sizes{nullptr};
     if (call.window.backward) DifferenceUnit<T>{call, 0}.backward(sizes);
-    Work work = [](void* context, int64_t unit, void* scratch) {
+    Work work = [](void* context, int64_t unit, void* scratch, Turn) {
         DifferenceUnit<T> one{*static_cast<const Difference*>(context), unit};
         Arena arena{static_cast<char*>(scratch)};
         one.w.backward ? one.backward(arena) : one.forward();
     };
     int64_t units = call.window.batch * call.window.heads;
     return parallel_for(call.window.threads,
-                        {units, sizes.used, work, const_cast<Difference*>(&call)});
+                        Task{units, sizes.used, work, const_cast<Difference*>(&call)});
 }
 
 }  // namespace

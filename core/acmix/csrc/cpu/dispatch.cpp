@@ -16,6 +16,27 @@
 #include <vector>
 
 namespace acmix {
+
+struct Job {
+    const Tasks& tasks;
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> left[Tasks::kMost];  // units of each task that are not done
+
+    explicit Job(const Tasks& all) : tasks(all) {
+        for (int i = 0; i < tasks.count; i++) left[i] = tasks.task[i].units;
+    }
+    int64_t units() const {
+        int64_t sum = 0;
+        for (int i = 0; i < tasks.count; i++) sum += tasks.task[i].units;
+        return sum;
+    }
+    size_t scratch_bytes() const {
+        size_t most = 0;
+        for (int i = 0; i < tasks.count; i++) most = std::max(most, tasks.task[i].scratch_bytes);
+        return most;
+    }
+};
+
 namespace {
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
@@ -46,22 +67,18 @@ struct Scratch {
 };
 thread_local Scratch thread_scratch;
 
-struct Job {
-    std::atomic<int64_t> next{0};
-    const Task &first, &second;
-    int64_t units() const { return first.units + second.units; }
-};
-
 void take_units(void* data) {
     Job& job = *static_cast<Job*>(data);
-    size_t bytes = std::max(job.first.scratch_bytes, job.second.scratch_bytes);
-    void* scratch = thread_scratch.take(bytes + 64);
+    void* scratch = thread_scratch.take(job.scratch_bytes() + 64);
     if (scratch == nullptr) return;
-    int64_t unit;
-    while ((unit = job.next.fetch_add(1, std::memory_order_relaxed)) < job.units()) {
-        bool is_first = unit < job.first.units;
-        const Task& task = is_first ? job.first : job.second;
-        task.work(task.context, is_first ? unit : unit - job.first.units, scratch);
+    int64_t taken;
+    while ((taken = job.next.fetch_add(1, std::memory_order_relaxed)) < job.units()) {
+        int64_t unit = taken;
+        int index = 0;
+        while (unit >= job.tasks.task[index].units) unit -= job.tasks.task[index++].units;
+        const Task& task = job.tasks.task[index];
+        task.work(task.context, unit, scratch, {&job, index});
+        job.left[index].fetch_sub(1, std::memory_order_release);
     }
     thread_scratch.give_back();
 }
@@ -88,19 +105,33 @@ int run(const Call& call, int isa) {
     return -2;
 }
 
-int run(const Attention& call, const Convolution& beside, int isa) {
-    if (isa == 0) return baseline::run(call, baseline::task(beside));
+#define ACMIX_PATHS(ISA)                                                           \
+    int ISA##_paths(const Folding* folding, const Convolution& convolution,        \
+                    const Attention* attention) {                                  \
+        Tasks tasks;                                                               \
+        if (folding != nullptr) tasks.add(ISA::task(*folding));                    \
+        tasks.add(ISA::task(convolution));                                         \
+        if (attention == nullptr) return parallel_for(convolution.threads, tasks); \
+        return ISA::run(*attention, tasks);                                        \
+    }
+ACMIX_PATHS(baseline)
 #ifdef ACMIX_X86
-    if (isa == 1) return avx2::run(call, avx2::task(beside));
-    if (isa == 2) return avx512::run(call, avx512::task(beside));
+ACMIX_PATHS(avx2)
+ACMIX_PATHS(avx512)
 #endif
-    return -2;
-}
+#undef ACMIX_PATHS
 
 }  // namespace
 
-int parallel_for(int threads, const Task& first, const Task& second) {
-    Job job{{0}, first, second};
+void Turn::wait() const {
+    for (int i = 0; i < task; i++) {
+        // Taken by threads that are running, of which there may be more than processors.
+        while (job->left[i].load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    }
+}
+
+int parallel_for(int threads, const Tasks& tasks) {
+    Job job(tasks);
     int64_t units = job.units();
     if (units <= 0) return 0;
     if (threads > units) threads = static_cast<int>(units);
@@ -154,6 +185,12 @@ int acmix_difference(const acmix::Difference* call, int isa) { return acmix::run
 int acmix_convolution(const acmix::Convolution* call, int isa) { return acmix::run(*call, isa); }
 int acmix_folding(const acmix::Folding* call, int isa) { return acmix::run(*call, isa); }
 int acmix_windows(const acmix::Windows* call, int isa) { return acmix::run(*call, isa); }
-int acmix_paths(const acmix::Attention* attention, const acmix::Convolution* convolution, int isa) {
-    return acmix::run(*attention, *convolution, isa);
+int acmix_paths(const acmix::Folding* folding, const acmix::Convolution* convolution,
+                const acmix::Attention* attention, int isa) {
+    if (isa == 0) return acmix::baseline_paths(folding, *convolution, attention);
+#ifdef ACMIX_X86
+    if (isa == 1) return acmix::avx2_paths(folding, *convolution, attention);
+    if (isa == 2) return acmix::avx512_paths(folding, *convolution, attention);
+#endif
+    return -2;
 }

@@ -7,8 +7,17 @@
 
 namespace acmix {
 
-// work(context, unit, scratch) for every unit in [0, units), each thread with its own scratch.
-using Work = void (*)(void* context, int64_t unit, void* scratch);
+// The place of a unit among the tasks of a call.
+struct Turn {
+    const struct Job* job = nullptr;
+    int task = 0;
+    // Until the tasks before its own are done.
+    void wait() const;
+};
+
+// work(context, unit, scratch, turn) for every unit in [0, units), each thread with its own
+// scratch.
+using Work = void (*)(void* context, int64_t unit, void* scratch, Turn turn);
 struct Task {
     int64_t units = 0;
     size_t scratch_bytes = 0;
@@ -16,20 +25,31 @@ struct Task {
     void* context = nullptr;
 };
 
-// Runs a task, and another that may run at the same time: threads that find no unit of the first
-// go on with the second. Returns 0, or -1 when memory ran out.
-int parallel_for(int threads, const Task& first, const Task& second = {});
+// Tasks of one call, in the order in which their units are taken.
+struct Tasks {
+    static constexpr int kMost = 3;
+    Task task[kMost];
+    int count = 0;
+    Tasks() = default;
+    Tasks(const Task& only) { add(only); }
+    void add(const Task& next) { task[count++] = next; }
+};
 
-#define ACMIX_OPERATORS(ISA)                            \
-    namespace ISA {                                     \
-    int run(const Attention& call);                     \
-    int run(const Aggregation& call);                   \
-    int run(const Difference& call);                    \
-    int run(const Convolution& call);                   \
-    int run(const Folding& call);                       \
-    int run(const Windows& call);                       \
-    Task task(const Convolution& call);                 \
-    int run(const Attention& call, const Task& beside); \
+// Runs tasks at the same time: threads that find no unit of one go on with the next, and units that
+// need what an earlier task makes wait for their turn. Returns 0, or -1 when memory ran out.
+int parallel_for(int threads, const Tasks& tasks);
+
+#define ACMIX_OPERATORS(ISA)                             \
+    namespace ISA {                                      \
+    int run(const Attention& call);                      \
+    int run(const Aggregation& call);                    \
+    int run(const Difference& call);                     \
+    int run(const Convolution& call);                    \
+    int run(const Folding& call);                        \
+    int run(const Windows& call);                        \
+    Task task(const Convolution& call);                  \
+    Task task(const Folding& call);                      \
+    int run(const Attention& call, const Tasks& before); \
     }
 ACMIX_OPERATORS(baseline)
 ACMIX_OPERATORS(avx2)

@@ -1,6 +1,6 @@
 // The layer over the maps folded into the shift kernels, and the gradients of both.
 //
-//     folded[n][m][t][d] = sum_i layer[i][m] kernels[d][n][i][t]
+//     folded[n][m][t][d] = scale sum_i layer[i][m] kernels[d][n][i][t]
 //     dkernels[d][n][i][t] = sum_m layer[i][m] dfolded[n][m][t][d]
 //     dlayer[i][m] = sum_(d,n,t) dfolded[n][m][t][d] kernels[d][n][i][t]
 //
@@ -35,12 +35,17 @@ struct FoldingUnit {
 
     // Kernels of lanes [d0, d0 + L) as [tap of the layer][t][lane]; zero beyond the channels.
     void load_kernels(double* to, int64_t d0) const {
-        int64_t size = call.taps * call.area;
         for (int64_t lane = 0; lane < L; lane++) {
             bool inside = d0 + lane < call.depth;
             const T* from =
                 static_cast<const T*>(call.kernels) + (inside ? kernel_at(d0 + lane) : 0);
-            for (int64_t i = 0; i < size; i++) to[i * L + lane] = inside ? double(from[i]) : 0;
+            double* at = to + lane;
+            for (int64_t i = 0; i < call.taps; i++) {
+                const T* row = from + i * call.map_step;
+                for (int64_t t = 0; t < call.area; t++, at += L) {
+                    *at = inside ? double(row[t * call.tap_step]) : 0;
+                }
+            }
         }
     }
 
@@ -63,14 +68,18 @@ struct FoldingUnit {
         double* kernels = arena.take<double>(call.taps, call.area, L);
         double* folded = arena.take<double>(call.maps, call.area, L);
         if (arena.base == nullptr) return;
+        double scale = call.scale == nullptr ? 1 : *static_cast<const T*>(call.scale);
         for (int64_t d0 = 0; d0 < call.depth; d0 += L) {
             int64_t lanes = min_of(L, call.depth - d0);
             load_kernels(kernels, d0);
-            product(folded, call.maps, kernels, call.taps,
-                    [&](int64_t i, int64_t m) { return layer(i, m); });
-            for (int64_t row = 0; row < call.maps * call.area; row++) {
+            if (call.layer != nullptr) {
+                product(folded, call.maps, kernels, call.taps,
+                        [&](int64_t i, int64_t m) { return layer(i, m); });
+            }
+            const double* from = call.layer != nullptr ? folded : kernels;
+            for (int64_t row = 0; row < call.maps * call.area; row++, from += L) {
                 T* to = static_cast<T*>(call.folded) + folded_at(0, d0) + row * call.depth;
-                for (int64_t lane = 0; lane < lanes; lane++) to[lane] = T(folded[row * L + lane]);
+                for (int64_t lane = 0; lane < lanes; lane++) to[lane] = T(scale * from[lane]);
             }
         }
     }
@@ -128,24 +137,25 @@ struct FoldingUnit {
 };
 
 template <typename T>
-int run_typed(const Folding& call) {
+Task task_of(const Folding& call) {
     Arena sizes{nullptr};
     FoldingUnit<T> first{call, 0};
     call.backward ? first.backward(sizes) : first.forward(sizes);
-    Work work = [](void* context, int64_t unit, void* scratch) {
+    Work work = [](void* context, int64_t unit, void* scratch, Turn) {
         FoldingUnit<T> one{*static_cast<const Folding*>(context), unit};
         Arena arena{static_cast<char*>(scratch)};
         one.call.backward ? one.backward(arena) : one.forward(arena);
     };
-    return parallel_for(call.threads, {call.outs, sizes.used, work, const_cast<Folding*>(&call)});
+    return {call.outs, sizes.used, work, const_cast<Folding*>(&call)};
 }
 
 }  // namespace
 
 namespace ACMIX_ISA {
-int run(const Folding& call) {
-    return call.type == kFloat ? run_typed<float>(call) : run_typed<double>(call);
+Task task(const Folding& call) {
+    return call.type == kFloat ? task_of<float>(call) : task_of<double>(call);
 }
+int run(const Folding& call) { return parallel_for(call.threads, task(call)); }
 }  // namespace ACMIX_ISA
 
 }  // namespace acmix

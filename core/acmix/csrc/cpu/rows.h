@@ -4,6 +4,8 @@
 // is a table, in which borders, memory formats, strides and interleaved heads end.
 #pragma once
 
+#include <type_traits>
+
 #include "elements.h"
 
 namespace acmix {
@@ -286,26 +288,58 @@ void load_row_of(T* dst, int64_t pitch, int64_t depth, const E* src, int64_t str
     }
 }
 
-// dst[lane offset + d * stride] = scale * src[d * pitch + lane], or that is added to what is there.
-template <bool kAdd, typename T, typename E>
+// What becomes of channel d of a lane as it is written: all channels of all lanes are scaled,
+template <typename T>
+struct Scaled {
+    T scale;
+    static constexpr bool adds = false;
+    template <typename X>
+    X of(int64_t, int64_t, X x) const {
+        return x * scale;
+    }
+};
+// or scaled and added to what is there,
+template <typename T>
+struct Added : Scaled<T> {
+    static constexpr bool adds = true;
+};
+// or each by itself, with lanes of `group` heads, a power of two, and perhaps added.
+template <typename T>
+struct Mixed {
+    const T *alpha, *offset;  // [head][channel]
+    int64_t group, depth;
+    bool adds;
+    typename Simd<T>::V of(int64_t lane, int64_t d, typename Simd<T>::V x) const {
+        int64_t at = (lane & (group - 1)) * depth + d;
+        return x * Simd<T>::load(alpha + at) + Simd<T>::load(offset + at);
+    }
+    T of(int64_t lane, int64_t d, T x) const {
+        int64_t at = (lane & (group - 1)) * depth + d;
+        return x * alpha[at] + offset[at];
+    }
+};
+
+// dst[lane offset + d * stride] = src[d * pitch + lane] as `finish` makes it.
+template <typename T, typename E, typename Finish>
 void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int64_t pitch,
-                  int64_t depth, T scale, int64_t next_row) {
+                  int64_t depth, const Finish& finish, int64_t next_row) {
     using S = Simd<T>;
     constexpr int L = S::kLanes;
     int64_t d = 0;
     if (by_squares<T>(lanes, stride, depth)) {
         for (; d + L <= depth; d += L) {
             for (int64_t lane = 0; lane < lanes.count; lane += L) {
-                if (kAdd && nowhere<L>(lanes.offset + lane)) continue;
+                if (finish.adds && nowhere<L>(lanes.offset + lane)) continue;
                 typename S::V rows[L];
-                for (int i = 0; i < L; i++) rows[i] = S::load(src + (d + i) * pitch + lane) * scale;
+                for (int i = 0; i < L; i++) rows[i] = S::load(src + (d + i) * pitch + lane);
                 transpose<T>(rows);
                 for (int i = 0; i < L; i++) {
                     int64_t offset = lanes.offset[lane + i];
                     if (offset < 0) continue;
                     E* to = dst + offset + d;
-                    if (kAdd) rows[i] += load_vector(static_cast<const E*>(to));
-                    store_vector(to, rows[i]);
+                    typename S::V v = finish.of(lane + i, d, rows[i]);
+                    if (finish.adds) v += load_vector(static_cast<const E*>(to));
+                    store_vector(to, v);
                     __builtin_prefetch(to + next_row, 1);
                 }
             }
@@ -314,22 +348,21 @@ void store_row_of(E* dst, int64_t stride, const Lanes& lanes, const T* src, int6
     for (; d < depth; d++) {
         const T* from = src + d * pitch;
         E* to = dst + d * stride;
-        if constexpr (kAdd) {
-            for (int64_t i = 0; i < lanes.count; i++) {
-                if (lanes.offset[i] < 0) continue;
-                E* at = to + lanes.offset[i];
-                store_one(at, load_one(static_cast<const E*>(at)) + from[i] * scale);
+        auto put = [&](int64_t lane) {
+            E* at = to + lanes.offset[lane];
+            T x = finish.of(lane, d, from[lane]);
+            store_one(at, finish.adds ? load_one(static_cast<const E*>(at)) + x : x);
+        };
+        if constexpr (!std::is_same<Finish, Scaled<T>>::value) {
+            for (int64_t lane = 0; lane < lanes.count; lane++) {
+                if (lanes.offset[lane] >= 0) put(lane);
             }
             continue;
-        }
-        if (lanes.begin < lanes.end) {
+        } else if (lanes.begin < lanes.end) {
             scaled_copy<T, L>(to + lanes.offset[lanes.begin], from + lanes.begin,
-                              lanes.end - lanes.begin, scale);
+                              lanes.end - lanes.begin, finish.scale);
         }
-        for (int64_t i = 0; i < lanes.other_count; i++) {
-            int64_t lane = lanes.other[i];
-            store_one(to + lanes.offset[lane], from[lane] * scale);
-        }
+        for (int64_t i = 0; i < lanes.other_count; i++) put(lanes.other[i]);
     }
 }
 
@@ -376,12 +409,11 @@ void load_difference(T* dst, int64_t pitch, int64_t depth, const Map& map, int64
     }
 }
 
-template <typename T, bool kAdd = false>
+template <typename T, typename Finish>
 void store_row(const Map& map, int64_t at, const Lanes& lanes, const T* src, int64_t pitch,
-               int64_t depth, T scale) {
+               int64_t depth, const Finish& finish) {
     with_elements<T>(map, [&](auto* data) {
-        store_row_of<kAdd>(data + at, map.stride[2], lanes, src, pitch, depth, scale,
-                           map.stride[3]);
+        store_row_of(data + at, map.stride[2], lanes, src, pitch, depth, finish, map.stride[3]);
     });
 }
 

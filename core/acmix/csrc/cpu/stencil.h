@@ -152,6 +152,28 @@ struct Interleaved {
         }
     }
 };
+// The inverse for one pixel: to[b * L + lane] = from[lane * outs + b]; lanes beyond are left.
+template <typename T>
+INLINE void separate(T* to, const T* from, int64_t outs, int64_t lanes) {
+    using S = Simd<T>;
+    constexpr int L = S::kLanes;
+#ifdef ACMIX_SHUFFLE
+    if (outs == 4 && lanes == L) {
+        using All = typename MakeSeq<L>::type;
+        typename S::V v[4];
+        for (int i = 0; i < 4; i++) v[i] = S::load(from + i * L);
+        unzip(v[0], v[1], All()), unzip(v[2], v[3], All());
+        unzip(v[0], v[2], All()), unzip(v[1], v[3], All());
+        S::store(to, v[0]), S::store(to + L, v[1]);
+        S::store(to + 2 * L, v[2]), S::store(to + 3 * L, v[3]);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < lanes; i++, from += outs) {
+        for (int64_t b = 0; b < outs; b++) to[b * L + i] = from[b];
+    }
+}
+
 template <typename T, typename E>
 Interleaved<T, E> interleaved(E* to, int64_t outs, int64_t lanes) {
     return {to, outs, lanes};

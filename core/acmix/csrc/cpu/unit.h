@@ -158,9 +158,9 @@ struct Unit {
         for (int64_t y = 0; y < w.height; y++) {
             T* row = sum + (y + p.pad) * row_size;
             int64_t at = y * map.stride[3];
-            store_row(map, at, inside, row, p.key_pitch, w.depth, scale);
+            store_row(map, at, inside, row, p.key_pitch, w.depth, Scaled<T>{scale});
             if (!w.reflect) continue;
-            store_row<T, true>(map, at, mirrored, row, p.key_pitch, w.depth, scale);
+            store_row(map, at, mirrored, row, p.key_pitch, w.depth, Added<T>{{scale}});
         }
     }
 
@@ -173,11 +173,12 @@ struct Unit {
         }
     }
 
+    template <typename Finish>
     void store_queries(const Map& map, const Lanes& lanes, int64_t first, int64_t rows,
-                       const Strip<T>& from, T scale) const {
+                       const Strip<T>& from, const Finish& finish) const {
         for (int64_t r = 0; r < rows; r++) {
             store_row(map, (first + r) * map.stride[3], lanes, from.row(r), from.pitch,
-                      from.channels, scale);
+                      from.channels, finish);
         }
     }
 
@@ -353,38 +354,40 @@ struct Unit {
     }
 };
 
-// Runs an operator on all units of its plan. Operator<T>{call, plan, group, tile} has a forward and
-// a backward pass, which only count their scratch when the arena has none to give.
+// Runs an operator on all units of its plan, after other tasks. Operator<T>{call, plan, group,
+// tile, turn} has a forward and a backward pass, which only count their scratch when the arena has
+// none to give.
 template <template <typename> class Operator, typename T, typename Call>
-int run_units(const Call& call, const Task& beside) {
+int run_units(const Call& call, Tasks tasks) {
     struct Context {
         const Call& call;
         Plan plan;
-        void run(int64_t group, int64_t tile, Arena& arena) const {
-            Operator<T> one{call, plan, group, tile};
+        void run(int64_t group, int64_t tile, Arena& arena, Turn turn) const {
+            Operator<T> one{call, plan, group, tile, turn};
             call.window.backward ? one.backward(arena) : one.forward(arena);
         }
     } context{call, make_plan<T>(call.window)};
     const Plan& plan = context.plan;
-    if (plan.units == 0) return parallel_for(call.window.threads, beside);
+    if (plan.units == 0) return parallel_for(call.window.threads, tasks);
     Arena sizes{nullptr};
-    context.run(0, 0, sizes);
-    Work work = [](void* data, int64_t unit, void* scratch) {
+    context.run(0, 0, sizes, {});
+    Work work = [](void* data, int64_t unit, void* scratch, Turn turn) {
         const Context& c = *static_cast<const Context*>(data);
         const Plan& p = c.plan;
         int64_t first = unit / p.tiles * p.together, end = min_of(first + p.together, p.groups);
         for (int64_t group = first; group < end; group++) {
             Arena arena{static_cast<char*>(scratch)};
-            c.run(group, unit % p.tiles, arena);
+            c.run(group, unit % p.tiles, arena, turn);
         }
     };
-    return parallel_for(call.window.threads, {plan.units, sizes.used, work, &context}, beside);
+    tasks.add({plan.units, sizes.used, work, &context});
+    return parallel_for(call.window.threads, tasks);
 }
 
 template <template <typename> class Operator, typename Call>
-int run_typed(const Call& call, const Task& beside = {}) {
-    return call.window.type == kFloat ? run_units<Operator, float>(call, beside)
-                                      : run_units<Operator, double>(call, beside);
+int run_typed(const Call& call, const Tasks& before = {}) {
+    return call.window.type == kFloat ? run_units<Operator, float>(call, before)
+                                      : run_units<Operator, double>(call, before);
 }
 
 }  // namespace

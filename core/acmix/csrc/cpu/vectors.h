@@ -119,6 +119,13 @@ INLINE void zip(V& a, V& b, Seq<I...>) {
     b = __builtin_shufflevector(a, b, (n / 2 + I / 2 + (I % 2) * n)...);
     a = low;
 }
+// The inverse: lanes of even places into a, those of odd places into b.
+template <typename V, int... I>
+INLINE void unzip(V& a, V& b, Seq<I...>) {
+    V even = __builtin_shufflevector(a, b, (2 * I)...);
+    b = __builtin_shufflevector(a, b, (2 * I + 1)...);
+    a = even;
+}
 #endif
 
 // Lanes N to N + L of two vectors after one another, for a constant N up to L. One shuffle costs

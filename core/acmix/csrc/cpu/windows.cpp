@@ -334,7 +334,7 @@ int run_typed(const Windows& call) {
     context.together = max_of(min_of(4 * call.heads, units / (8 * int64_t(call.threads))), 1);
     Arena sizes{nullptr};
     context.unit.run(sizes, 0);
-    Work work = [](void* data, int64_t item, void* scratch) {
+    Work work = [](void* data, int64_t item, void* scratch, Turn) {
         const Context& c = *static_cast<const Context*>(data);
         int64_t first = item * c.together, end = min_of(first + c.together, c.unit.units());
         for (int64_t unit = first; unit < end; unit++) {
@@ -343,7 +343,7 @@ int run_typed(const Windows& call) {
         }
     };
     return parallel_for(call.threads,
-                        {ceil_div(units, context.together), sizes.used, work, &context});
+                        Task{ceil_div(units, context.together), sizes.used, work, &context});
 }
 
 }  // namespace
