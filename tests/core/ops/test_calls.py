@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import acmix
 from acmix import ops
+from acmix.backends.cpu import mixing
 from acmix.ops import registration
 from operator_contract import needs_kernels
 from operators import Case, Mix, Recorder
@@ -93,6 +94,18 @@ def test_subclasses_go_through_torch(direct):
         out = mix(*inputs)
     assert direct == []
     assert isinstance(out, Subclass)
+
+
+def test_one_tensor_in_two_places_is_no_pattern(monkeypatch):
+    """The next call has two, of the same kinds."""
+    monkeypatch.setattr(mixing._plans, "_plans", {})
+    monkeypatch.setattr(mixing._plans, "_direct", {})
+    *inputs, alpha, beta, offset = Mix().inputs(CASE, torch.float32)
+    with torch.no_grad():
+        for factors in ((alpha, alpha), (alpha, beta)):
+            given = *inputs, *factors, offset
+            expected = Mix().reference_on(CASE)(*given)
+            torch.testing.assert_close(mix(*given), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_threads_call_the_same_plan(direct):

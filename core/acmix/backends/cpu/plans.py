@@ -85,7 +85,7 @@ class Plans:
         kind = _kind(given, settings)
         plan = self._plans.get(kind)
         if plan is None:
-            plan = self._make(*given, *settings)
+            plan = self._make(*_apart(given), *settings)
             _keep(self._plans, kind, plan)
         return plan
 
@@ -94,6 +94,15 @@ def _kind(given: Given, settings: Settings) -> tuple:
     """Whatever a plan depends on."""
     kinds = [None if x is None else (x.shape, x.stride(), x.dtype) for x in given]
     return (*settings, torch.get_num_threads(), library.load(), *kinds)
+
+
+def _apart(given: Given) -> Given:
+    """Tensors of the same kinds, each by itself: a call's are told apart by what they are."""
+    apart: list[Tensor | None] = []
+    for x in given:
+        is_new = x is None or all(x is not other for other in apart)
+        apart.append(x if x is None or is_new else x.new_empty_strided(x.shape, x.stride()))
+    return apart
 
 
 def _keep(plans: dict[tuple, Plan], kind: tuple, plan: Plan) -> None:
