@@ -108,6 +108,17 @@ def test_one_tensor_in_two_places_is_no_pattern(monkeypatch):
             torch.testing.assert_close(mix(*given), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_every_call_gives_the_same_format():
+    """Maps of one channel are channels first, whatever the strides of their image say."""
+    case = Case((9, 7), 3, heads=4, depth=1)
+    qkv, position, *weights = Mix().inputs(case, torch.float32)
+    qkv = qkv.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for _ in range(3):
+            assert acmix.mixed_paths(qkv, position, *weights, kernel_size=3).is_contiguous()
+            assert acmix.convolution_path(qkv, *weights[:2]).is_contiguous()
+
+
 def test_threads_call_the_same_plan(direct):
     """Each has its own memory, however many are in the same call."""
     inputs = [[x * (i + 1) for x in Mix().inputs(CASE, torch.float32)] for i in range(4)]
