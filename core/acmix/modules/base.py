@@ -184,6 +184,8 @@ class ACmixBase(Deployable):
     def add_paths(self, att: Tensor | None, conv: Tensor | None) -> Tensor:
         """Add the paths: alpha * F_att + beta * F_conv (paper Eq. 10).
 
+        A compiled kernel may add them as it writes them; not where this method is replaced.
+
         Args:
             att: F_att, or ``None`` where the mix has no attention path.
             conv: beta * F_conv, or ``None`` where the mix has no convolution path.
