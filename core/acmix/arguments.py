@@ -10,6 +10,7 @@ from acmix.checks import (
     check_odd,
     check_positive,
     check_rank,
+    check_same_device,
     check_same_kind,
     check_shape,
     divides,
@@ -67,6 +68,8 @@ def check_map_windows(
         height, width = qkv.shape[1:3]
         windows = (height // window_size[0]) * (width // window_size[1])
         check_shape("mask", mask, (windows, pixels, pixels))
+    # Weights may have another dtype than the maps.
+    _check_kinds(True, qkv=qkv, bias=bias, mask=mask)
 
 
 @once_a_signature
@@ -102,9 +105,7 @@ def check_convolution(
     check_positive("stride", stride)
     if fc_bias is not None:
         check_shape("fc_bias", fc_bias, (taps,))
-    if not mixed:
-        given = dict(fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
-        check_same_kind(qkv=qkv, **{name: w for name, w in given.items() if w is not None})
+    _check_kinds(mixed, qkv=qkv, fc_weight=fc_weight, kernels=kernels, fc_bias=fc_bias)
 
 
 @once_a_signature
@@ -150,10 +151,13 @@ def check_mix(
         check_shape("beta", beta, (1,))
     if offset is not None:
         check_shape("offset", offset, by_channel)
-    factors = dict(alpha=alpha, beta=beta, offset=offset)
-    given = {name: x for name, x in factors.items() if x is not None}
-    if not mixed:
-        check_same_kind(qkv=qkv, **given)
+    _check_kinds(mixed, qkv=qkv, alpha=alpha, beta=beta, offset=offset)
+
+
+def _check_kinds(mixed: bool, **tensors: Tensor | None) -> None:
+    """Of one device, and of one dtype unless weights may have another than the maps."""
+    check = check_same_device if mixed else check_same_kind
+    check(**{name: x for name, x in tensors.items() if x is not None})
 
 
 def _check_paths(
@@ -165,8 +169,7 @@ def _check_paths(
     check_shape("position", position, (head_dim, *qkv.shape[2:]))
     check_same_kind(qkv=qkv, position=position)
     _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
-    if not mixed:
-        check_same_kind(qkv=qkv, fc_weight=fc_weight, kernels=kernels)
+    _check_kinds(mixed, qkv=qkv, fc_weight=fc_weight, kernels=kernels)
 
 
 @once_a_signature

@@ -124,6 +124,14 @@ def check_same_kind(**tensors: Tensor) -> None:
         require(same, name, kind, f"must be {like.dtype} on {like.device}, like {first}")
 
 
+def check_same_device(**tensors: Tensor) -> None:
+    """Raise unless all tensors are on the device of the first: a kernel reads them by address."""
+    (first, like), *others = tensors.items()
+    for name, tensor in others:
+        same = tensor.device == like.device
+        require(same, name, f"on {tensor.device}", f"must be on {like.device}, like {first}")
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise unless ``value`` is one of the choices, and suggest the nearest."""
     choices = list(choices)

@@ -1,9 +1,19 @@
 """Checks of calls: what has passed once is remembered, and nothing else."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from acmix import InputError, checks, sliding_window_attention, sliding_window_paths
+from acmix import (
+    InputError,
+    checks,
+    convolution_path,
+    map_window_attention,
+    mixed_paths,
+    sliding_window_attention,
+    sliding_window_paths,
+)
 from acmix.checks import once_a_signature
 
 
@@ -50,6 +60,30 @@ def test_what_passes_under_autocast_alone_is_refused_without():
         sliding_window_paths(qkv, position, *weights, kernel_size=3)
     with pytest.raises(InputError, match="fc_weight"):
         sliding_window_paths(qkv, position, *weights, kernel_size=3)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["fc_weight", "kernels", "fc_bias", "rest", "alpha", "bias"])
+def test_tensors_on_another_device_are_named(name, autocast):
+    """A kernel would read what is no address of its own memory."""
+    qkv, windows = maps(1, 12 * 4, 5, 6), dict(qkv=maps(1, 4, 4, 12), bias=maps(2, 4, 4))
+    path = dict(qkv=qkv, fc_weight=maps(9, 12), kernels=maps(16, 9, 3, 3), fc_bias=maps(9))
+    mixed = dict(qkv=qkv, position=maps(4, 5, 6), alpha=maps(1), fc_weight=path["fc_weight"])
+    mixed["kernels"] = path["kernels"]
+    split = dict(path, qkv=qkv[:, :16], rest=qkv[:, 16:])
+    calls = [
+        (convolution_path, split),
+        (mixed_paths, mixed),
+        (partial(map_window_attention, window_size=(2, 2)), windows),
+    ]
+    for call, tensors in calls:
+        if name not in tensors:
+            continue
+        wrong = {**tensors, name: tensors[name].to("meta")}
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            call(**tensors)
+            with pytest.raises(InputError, match=f"{name}=.*meta.*like qkv"):
+                call(**wrong)
 
 
 def test_endless_sizes_are_forgotten(monkeypatch):
