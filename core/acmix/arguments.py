@@ -120,7 +120,13 @@ def check_paths(
     mixed: bool,
 ) -> None:
     """Those of ``acmix.sliding_window_paths``."""
-    _check_paths(qkv, position, fc_weight, kernels, mixed)
+    head_dim = _head_dim(qkv, fc_weight)
+    maps = as_number(fc_weight.shape[1])
+    require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
+    check_shape("position", position, (head_dim, *qkv.shape[2:]))
+    check_same_kind(qkv=qkv, position=position)
+    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
+    _check_kinds(mixed, qkv=qkv, fc_weight=fc_weight, kernels=kernels)
     _check_window(kernel_size, stride, dilation)
 
 
@@ -139,8 +145,7 @@ def check_mix(
     mixed: bool,
 ) -> None:
     """Those of ``acmix.mixed_paths``."""
-    _check_paths(qkv, position, fc_weight, kernels, mixed)
-    _check_window(kernel_size, stride, dilation)
+    check_paths(qkv, position, fc_weight, kernels, kernel_size, stride, dilation, mixed)
     channels = qkv.shape[1] // 3
     fits = agree(kernels.shape[0], channels)
     require(fits, "kernels", tuple(kernels.shape), "give {} of them, (N * D)", channels)
@@ -158,18 +163,6 @@ def _check_kinds(mixed: bool, **tensors: Tensor | None) -> None:
     """Of one device, and of one dtype unless weights may have another than the maps."""
     check = check_same_device if mixed else check_same_kind
     check(**{name: x for name, x in tensors.items() if x is not None})
-
-
-def _check_paths(
-    qkv: Tensor, position: Tensor, fc_weight: Tensor, kernels: Tensor, mixed: bool
-) -> None:
-    head_dim = _head_dim(qkv, fc_weight)
-    maps = as_number(fc_weight.shape[1])
-    require(divides(3, maps), "fc_weight.shape", tuple(fc_weight.shape), "give it as (taps, 3N)")
-    check_shape("position", position, (head_dim, *qkv.shape[2:]))
-    check_same_kind(qkv=qkv, position=position)
-    _check_kernels(kernels, _inputs(fc_weight, None), head_dim)
-    _check_kinds(mixed, qkv=qkv, fc_weight=fc_weight, kernels=kernels)
 
 
 @once_a_signature

@@ -6,8 +6,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import SymInt, Tensor
+from torch.nn import Parameter
 
 Size = int | SymInt | Tensor
+# Tensors that have their values themselves: those of a subclass are elsewhere or nowhere.
+PLAIN_TENSORS = frozenset({Tensor, Parameter})
 Answer = TypeVar("Answer", bound=Callable[[], Any])
 
 

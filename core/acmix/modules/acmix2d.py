@@ -93,9 +93,9 @@ class ACmix2d(ACmixBase):
         qkv = self.qkv(x) if self.deployed else project(x, self.conv1, self.conv2, self.conv3)
         att: Tensor | None
         conv: Tensor | None
-        if self._joint and self._adds_as_defined:
-            return self._mix(qkv)
         if self._joint:
+            if self._adds_as_defined:
+                return self._mix(qkv)
             att, conv = self._both(qkv)
         else:
             att = self._attend(qkv) if self.has_attention else None

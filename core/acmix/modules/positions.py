@@ -4,9 +4,9 @@ import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from acmix.tracing import Size, is_watched
+from acmix.tracing import PLAIN_TENSORS, Size, is_watched
 
 # Positions of an image are small next to its maps; a network sees few sizes, or endless ones.
 _MOST = 8
@@ -48,7 +48,11 @@ class SizeCache:
                 told, see ``_values``.
         """
         # Symbols and traced sizes stand for other sizes too.
-        if torch.compiler.is_dynamo_compiling() or not (_are_known(*size) and _is_plain(like)):
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or not _are_known(*size)
+            or type(like) not in PLAIN_TENSORS
+        ):
             return make()
         values = _values(sources)
         if values is None:
@@ -73,11 +77,6 @@ def _are_known(height: Size, width: Size) -> bool:
     return type(height) is int and type(width) is int
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether it has its values itself: those of a subclass are elsewhere or nowhere."""
-    return type(x) is Tensor or type(x) is nn.Parameter
-
-
 def _values(sources: Sequence[Tensor]) -> list[tuple] | None:
     """Something that is equal while the values of the sources are, where these can be told.
 
@@ -89,6 +88,6 @@ def _values(sources: Sequence[Tensor]) -> list[tuple] | None:
     # Modes and transforms, such as fake tensors and vmap, give tensors other values.
     if is_watched():
         return None
-    if not all(x.is_cpu and _is_plain(x) and x.is_contiguous() for x in sources):
+    if not all(x.is_cpu and type(x) in PLAIN_TENSORS and x.is_contiguous() for x in sources):
         return None
     return [(x.dtype, ctypes.string_at(x.data_ptr(), x.nbytes)) for x in sources]

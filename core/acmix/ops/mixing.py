@@ -4,8 +4,9 @@ from torch import Tensor
 
 from acmix.geometry import output_size
 from acmix.layout import empty_image, maps_of
-from acmix.ops.attention import attention_multiply_adds, empty_lse
-from acmix.ops.convolution import convolution_multiply_adds, empty_weights
+from acmix.ops.attention import empty_lse
+from acmix.ops.convolution import empty_weights
+from acmix.ops.paths import paths_multiply_adds
 from acmix.ops.registration import WINDOW, call, define
 
 
@@ -42,10 +43,7 @@ def _fake_backward(grad, qkv, position, layer, kernels, alpha, beta, lse, heads,
 
 
 def _multiply_adds(qkv, position, layer, kernels, alpha, beta, offset, heads, *window):
-    maps = (qkv[0], 3 * heads, qkv[1] // (3 * heads), *qkv[2:])
-    q = k = v = (qkv[0], heads, *maps[2:])
-    attention = attention_multiply_adds(q, k, v, *window)
-    return attention + convolution_multiply_adds(maps, layer, kernels, window[1])
+    return paths_multiply_adds(qkv, position, layer, kernels, heads, *window)
 
 
 def _multiply_adds_backward(grad, *args):

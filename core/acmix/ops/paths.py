@@ -41,7 +41,8 @@ def _fake_backward(
     return dqkv, position.new_empty(position.shape), *empty_weights(layer, kernels)
 
 
-def _multiply_adds(qkv, position, layer, kernels, heads, *window):
+def paths_multiply_adds(qkv, position, layer, kernels, heads, *window):
+    """Those of both paths."""
     maps = (qkv[0], 3 * heads, qkv[1] // (3 * heads), *qkv[2:])
     q = k = v = (qkv[0], heads, *maps[2:])
     attention = attention_multiply_adds(q, k, v, *window)
@@ -51,7 +52,7 @@ def _multiply_adds(qkv, position, layer, kernels, heads, *window):
 def _multiply_adds_backward(
     grad_attention, grad_convolution, qkv, position, layer, kernels, lse, *settings
 ):
-    return 2 * _multiply_adds(qkv, position, layer, kernels, *settings)
+    return 2 * paths_multiply_adds(qkv, position, layer, kernels, *settings)
 
 
 def _setup(ctx, inputs, output):
@@ -79,5 +80,5 @@ paths = define(
     _fake,
     _backward,
     _setup,
-    multiply_adds=_multiply_adds,
+    multiply_adds=paths_multiply_adds,
 )

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.nn import Parameter
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from acmix.tracing import is_watched
+from acmix.tracing import PLAIN_TENSORS, is_watched
 
 Shape = Sequence[int]
 
-# Of arguments that have their values themselves: those of a subclass of tensors are elsewhere.
-_PLAIN = {Tensor, Parameter, NoneType, int, bool}
+# Types of the arguments of a call that may go to its kernel at once.
+_PLAIN = PLAIN_TENSORS | {NoneType, int, bool}
 _kernels: dict[tuple[OpOverload, str], Callable] = {}
 
 WINDOW = "int kernel_size, int stride, int dilation"

@@ -213,20 +213,6 @@ class Library:
         """
         self._call(operator, {operator: (settings, tensors)}, threads, isa)
 
-    def prepare(
-        self, function: str, calls: "Calls", tensors: Sequence[Tensor | None]
-    ) -> "Prepared":
-        """A call of a function of the header, of operators of one dtype.
-
-        Args:
-            function: Such as ``"paths"``: folding, convolution and attention forward by threads
-                that share the work. The convolution may read what the folding writes, and the
-                attention be added to what the convolution writes.
-            calls: By operator in the order of the function's arguments.
-            tensors: Those whose memory the calls read and write, each once, or ``None``.
-        """
-        return Prepared(self, function, calls, tensors)
-
     def _call(
         self,
         function: str,
@@ -295,9 +281,10 @@ class Prepared:
 
     Args:
         library: The library.
-        function: As ``Library.prepare`` takes it.
-        calls: Likewise.
-        tensors: Likewise.
+        function: Of the header, such as ``"paths"``: folding, convolution and attention forward by
+            threads that share the work.
+        calls: By operator in the order of the function's arguments, of one dtype.
+        tensors: Those whose memory the calls read and write, each once, or ``None``.
     """
 
     def __init__(

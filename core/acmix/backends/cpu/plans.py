@@ -39,7 +39,8 @@ class Plan:
     def of(cls, calls: library.Calls, given: Given, written: Sequence[Tensor]) -> "Plan":
         """A plan of calls that read and write these tensors; the first written is an image."""
         image, *others = ((x.shape, x.dtype) for x in written)
-        return cls(library.load().prepare("paths", calls, [*given, *written]), image, others)
+        call = library.Prepared(library.load(), "paths", calls, [*given, *written])
+        return cls(call, image, others)
 
     def run(self, given: Given) -> list[Tensor]:
         """What the call writes."""
