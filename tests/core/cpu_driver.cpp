@@ -23,12 +23,20 @@ struct Shape {
 };
 
 const Shape kShapes[] = {
-    {1, 1, 1, 1, 1, 7, 1, 1},   {2, 2, 3, 9, 9, 7, 1, 1},   {1, 3, 5, 7, 12, 7, 2, 1},
-    {1, 2, 16, 17, 5, 5, 3, 2}, {2, 3, 19, 3, 20, 3, 1, 2}, {1, 4, 16, 8, 8, 9, 2, 3},
-    {5, 7, 8, 7, 7, 7, 1, 1},   {1, 1, 4, 40, 37, 7, 1, 3}, {1, 2, 2, 4, 150, 3, 1, 1},
-    {3, 2, 33, 4, 4, 1, 2, 1},  {0, 2, 3, 5, 5, 3, 1, 1},   {1, 16, 2, 14, 14, 5, 2, 2},
-    {1, 2, 3, 0, 5, 3, 1, 1},   {1, 2, 3, 5, 4, 3, 9, 8},
+    {1, 1, 1, 1, 1, 7, 1, 1},    {2, 2, 3, 9, 9, 7, 1, 1},   {1, 3, 5, 7, 12, 7, 2, 1},
+    {1, 2, 16, 17, 5, 5, 3, 2},  {2, 3, 19, 3, 20, 3, 1, 2}, {1, 4, 16, 8, 8, 9, 2, 3},
+    {5, 7, 8, 7, 7, 7, 1, 1},    {1, 1, 4, 40, 37, 7, 1, 3}, {1, 2, 2, 4, 150, 3, 1, 1},
+    {3, 2, 33, 4, 4, 1, 2, 1},   {0, 2, 3, 5, 5, 3, 1, 1},   {1, 16, 2, 14, 14, 5, 2, 2},
+    {1, 2, 3, 0, 5, 3, 1, 1},    {1, 2, 3, 5, 4, 3, 9, 8},   {2, 3, 16, 9, 19, 7, 1, 1},
+    {1, 2, 32, 12, 10, 5, 2, 1}, {1, 1, 48, 8, 21, 3, 4, 1},
 };
+
+// The variants that this driver has: that of its own flags, and perhaps tiles.
+#ifdef ACMIX_AMX
+constexpr int kVariants[] = {0, 3};
+#else
+constexpr int kVariants[] = {0};
+#endif
 
 constexpr int64_t kHuge = int64_t(1) << 31;
 const Shape kTooLarge[] = {
@@ -268,13 +276,14 @@ struct Halves : Tensor<uint16_t> {
     }
 };
 
-// By one thread, or by several: both paths of maps of bfloat16.
-bool halves_agree(const Shape& s, bool last, int threads) {
+// By one thread, or by several: both paths of maps of bfloat16, added.
+bool halves_agree(const Shape& s, bool last, int threads, int isa) {
     std::vector<int64_t> in{s.batch, s.heads, s.depth, s.height, s.width};
     std::vector<int64_t> out{s.batch, s.heads, s.depth, s.out_h(), s.out_w()};
     const Halves q(Tensor<float>(in, last, 1)), k(Tensor<float>(in, last, 2));
     const Halves maps(Pixels<float>(s.batch, s.heads, s.depth, s.height, s.width, false, 3));
     const Tensor<float> kernels({2, s.heads, 3, 3, s.depth}, false, 4);
+    const Tensor<float> position({1, 1, s.depth, s.height, s.width}, last, 8);
     std::vector<uint16_t> first;
     for (int many : {1, threads}) {
         Halves y(Tensor<float>(out, last, 5));
@@ -282,7 +291,9 @@ bool halves_agree(const Shape& s, bool last, int threads) {
         Tensor<float> lse({s.batch, s.heads, 1, s.out_h(), s.out_w()}, false, 7);
         acmix::Attention attention{window_of<float>(s, many)};
         attention.q = q.map, attention.k = k.map, attention.v = k.map;
-        attention.out = y.map, attention.lse = lse.map;
+        attention.out = y.map, attention.lse = lse.map, attention.add = 1;
+        if (last) attention.position = position.map;
+        attention.position.stride[0] = attention.position.stride[1] = 0;
         acmix::Convolution convolution{};
         convolution.type = acmix::kFloat, convolution.threads = many;
         convolution.batch = s.batch, convolution.depth = s.depth;
@@ -291,7 +302,7 @@ bool halves_agree(const Shape& s, bool last, int threads) {
         convolution.kernel = 3, convolution.stride = s.stride, convolution.band = 2;
         convolution.kernels = kernels.data.data();
         convolution.input = maps.map, convolution.out = convolved.map;
-        if (acmix_paths(nullptr, &convolution, &attention, 0) != 0) std::abort();
+        if (acmix_paths(nullptr, &convolution, &attention, isa) != 0) std::abort();
         std::vector<uint16_t> all;
         append<uint16_t>(all, {&y, &convolved});
         if (many == 1 && first.empty()) first = all;
@@ -387,7 +398,9 @@ int main(int, char** argv) {
             for (int last = 0; last < 2; last++) {
                 failed[caller] += !all_agree<float>(shape, last, threads);
                 failed[caller] += !of_floats && !all_agree<double>(shape, last, threads);
-                failed[caller] += !halves_agree(shape, last, threads);
+                for (int isa : kVariants) {
+                    failed[caller] += !halves_agree(shape, last, threads, isa);
+                }
             }
             failed[caller] += !foldings_agree<float>(shape, threads);
             failed[caller] += !of_floats && !foldings_agree<double>(shape, threads);

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -55,13 +56,30 @@ def forward_and_backward(q, k, v, kernel_size=7, stride=1, dilation=1, **options
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the variants are those of x86-64")
-@pytest.mark.parametrize("isa", library.ISAS)
-def test_variants_compile_without_shuffles_of_vectors(isa):
-    flags = [*build._FLAGS, "-DACMIX_NO_SHUFFLE", f"-DACMIX_ISA={isa}", *build._X86_VARIANTS[isa]]
-    for source in build.KERNELS:
-        command = [*build.find_compiler(), *flags, "-fsyntax-only", str(build.SOURCE / source)]
+def test_variants_compile_without_shuffles_of_vectors():
+    for name, source, options in build.compilations(build.find_compiler()):
+        flags = [*build._FLAGS, *options, "-DACMIX_NO_SHUFFLE", "-fsyntax-only"]
+        command = [*build.find_compiler(), *flags, str(build.SOURCE / source)]
         ran = subprocess.run(command, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr[-3000:]
+        assert ran.returncode == 0, (name, ran.stderr[-3000:])
+
+
+def test_compiler_without_tiles_builds_the_rest(tmp_path, monkeypatch):
+    # A stand-in for the assembler of an old machine, which refuses their instructions.
+    compiler = tmp_path / "old"
+    refusal = 'case "$*" in *amx*) echo "unrecognized option" >&2; exit 1;; esac'
+    command = shlex.join(build.find_compiler())
+    compiler.write_text(f'#!/bin/sh\n{refusal}\nexec {command} "$@"\n')
+    compiler.chmod(0o755)
+    assert not build.knows_tiles([str(compiler)])
+    monkeypatch.setattr(build, "_FLAGS", [*build._FLAGS, "-O0"])
+    monkeypatch.delenv("ACMIX_CPU_ISA", raising=False)
+    loaded = library.Library(build.build(tmp_path / "libacmix_cpu.so", [str(compiler)]))
+    assert loaded.isas == tuple(isa for isa in library.load().isas if isa != "amx")
+    monkeypatch.setattr(library, "load", lambda: loaded)
+    maps = attention_maps(1, 1, 16, 7, 7)
+    with pytest.raises(OSError, match="has no amx variant"):
+        forward_and_backward(*maps, isa="amx")
 
 
 def test_calls_from_two_threads_at_once():

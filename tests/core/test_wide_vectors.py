@@ -1,11 +1,9 @@
 """The CPU kernels in the sizes of AVX-512, on machines without it: all but its own instructions."""
 
-import platform
-
 import pytest
 import torch
 
-from acmix.backends.cpu import build, library
+from acmix.backends.cpu import library
 from operator_contract import CpuContract
 from operators import (
     Aggregation,
@@ -29,24 +27,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(library.problem()), reason="the CPU kernels can't be built here"),
 ]
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """A library of one variant with vectors of 64 bytes."""
-    try:
-        compiler = build.find_compiler()
-    except build.BuildError as error:
-        pytest.skip(str(error))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_FLAGS", [*build._FLAGS, "-O1", "-DACMIX_WIDE"])
-        # Of a machine whose compiler's own choice is the only variant.
-        patch.setattr(platform, "machine", lambda: "any")
-        path = build.build(tmp_path_factory.mktemp("wide") / "libacmix_cpu.so", compiler)
-        patch.delenv("ACMIX_CPU_ISA", raising=False)
-        loaded = library.Library(path)
-    assert loaded.isa == "baseline"
-    return loaded
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: type(operator).__name__)

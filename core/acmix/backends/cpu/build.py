@@ -28,6 +28,7 @@ KERNELS = (
     "windows.cpp",
 )
 
+_X86 = ("x86_64", "amd64")
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi"]
 _X86_VARIANTS = {
     "baseline": [],
@@ -36,6 +37,10 @@ _X86_VARIANTS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
     + ["-mprefer-vector-width=512"],
 }
+# The kernel that multiplies by tiles, for compilers that know them, and the variant that has all
+# others for such machines.
+TILED = "tiled.cpp"
+_TILED_VARIANT, _TILED_FLAGS = "avx512", ["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
 
 class BuildError(RuntimeError):
@@ -65,6 +70,18 @@ def compiler_version(compiler: list[str]) -> str:
     return (found.stdout.splitlines() or compiler)[0]
 
 
+def knows_tiles(compiler: list[str]) -> bool:
+    """Whether compiler and assembler have the instructions of AMX, which x86 alone has."""
+    if platform.machine().lower() not in _X86:
+        return False
+    code = 'void f() { asm("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
+    command = [*compiler, *_TILED_FLAGS, "-x", "c++", "-c", "-", "-o", os.devnull]
+    try:
+        return subprocess.run(command, input=code, capture_output=True, text=True).returncode == 0
+    except OSError:
+        return False
+
+
 def cached_library(compiler: list[str]) -> Path:
     """Where the library of these sources and this compiler lives in the user's cache.
 
@@ -74,10 +91,25 @@ def cached_library(compiler: list[str]) -> Path:
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     recipe = [compiler_version(compiler), *compiler, *_FLAGS, platform.machine()]
-    digest.update(repr([recipe, _X86_VARIANTS]).encode())
+    digest.update(repr([recipe, _X86_VARIANTS, _TILED_FLAGS]).encode())
     root = os.environ.get("ACMIX_CACHE_DIR")
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root or Path(caches, "acmix")) / digest.hexdigest()[:16] / "libacmix_cpu.so"
+
+
+def compilations(compiler: list[str]) -> list[tuple[str, str, list[str]]]:
+    """Names, sources and options of the objects of this machine's library."""
+    x86 = platform.machine().lower() in _X86
+    variants, common = _X86_VARIANTS if x86 else {"baseline": []}, ["-DACMIX_X86"] if x86 else []
+    found = [
+        (f"{name}_{source}", source, [*common, f"-DACMIX_ISA={name}", *options])
+        for name, options in variants.items()
+        for source in KERNELS
+    ]
+    if knows_tiles(compiler):
+        common.append(f"-DACMIX_AMX={_TILED_VARIANT}")
+        found.append((TILED, TILED, [*common, *variants[_TILED_VARIANT], *_TILED_FLAGS]))
+    return [*found, ("dispatch", "dispatch.cpp", common)]
 
 
 def build(target: Path, compiler: list[str] | None = None) -> Path:
@@ -87,23 +119,16 @@ def build(target: Path, compiler: list[str] | None = None) -> Path:
         BuildError: No compiler, or it fails; the message ends with its output.
     """
     compiler = compiler or find_compiler()
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    variants = _X86_VARIANTS if x86 else {"baseline": []}
-    flags = [*_FLAGS, *(["-DACMIX_X86"] if x86 else [])]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # In the target's directory, so that the rename is atomic: of two processes that build at
         # once, both succeed and the last one wins with an equal file.
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            jobs: list[tuple[str, str, list[str]]] = [("dispatch", "dispatch.cpp", [])]
-            for name, options in variants.items():
-                for source in KERNELS:
-                    jobs.append((f"{name}_{source}", source, [f"-DACMIX_ISA={name}", *options]))
             commands, objects = [], []
-            for name, source, options in jobs:
+            for name, source, options in compilations(compiler):
                 objects.append(str(Path(scratch) / f"{name}.o"))
                 files = ["-c", str(SOURCE / source), "-o", objects[-1]]
-                commands.append([*compiler, *flags, *options, *files])
+                commands.append([*compiler, *_FLAGS, *options, *files])
             _run_together(commands)
             library = str(Path(scratch) / target.name)
             _run_together([[*compiler, "-shared", "-pthread", *objects, "-o", library]])

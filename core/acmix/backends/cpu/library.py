@@ -1,7 +1,7 @@
 """Load the CPU library and call it: mirrors ``csrc/cpu/acmix_cpu.h``.
 
-Environment: ``ACMIX_CPU_ISA`` forces a variant (baseline, avx2, avx512), ``ACMIX_CPU_LIBRARY``
-loads this very file, ``ACMIX_CPU_KERNELS=0`` turns the library off, ``ACMIX_CACHE_DIR`` moves the
+Environment: ``ACMIX_CPU_ISA`` forces a variant (one of ``ISAS``), ``ACMIX_CPU_LIBRARY`` loads this
+very file, ``ACMIX_CPU_KERNELS=0`` turns the library off, ``ACMIX_CACHE_DIR`` moves the
 cache of libraries built on first use.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from acmix.backends.cpu import build, cache
 from acmix.backends.cpu.maps import Maps
 
-ISAS = ("baseline", "avx2", "avx512")
-ABI_VERSION = 6
+ISAS = ("baseline", "avx2", "avx512", "amx")
+ABI_VERSION = 7
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _lock = threading.Lock()

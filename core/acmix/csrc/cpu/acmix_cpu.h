@@ -9,7 +9,7 @@
 namespace acmix {
 
 // To be raised with every change of this file.
-constexpr int kAbiVersion = 6;
+constexpr int kAbiVersion = 7;
 
 // kBFloat16 is a type of maps alone, in a call of floats: they are widened as they are read, and
 // rounded to the nearest as they are written.
@@ -106,7 +106,7 @@ struct Windows {
 ACMIX_EXPORT int acmix_abi_version();
 ACMIX_EXPORT int64_t acmix_struct_size(int which);
 
-// Best instruction set of this machine: 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
+// Best instruction set of this machine: 0 baseline, 1 AVX2 + FMA, 2 AVX-512, 3 AVX-512 and AMX.
 ACMIX_EXPORT int acmix_best_isa();
 
 // The GOMP_parallel of the OpenMP library whose threads to use, or null for threads of a call's

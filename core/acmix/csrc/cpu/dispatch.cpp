@@ -14,6 +14,11 @@
 #include <system_error>
 #include <thread>
 #include <vector>
+#if defined(ACMIX_AMX) && defined(ACMIX_X86)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace acmix {
 
@@ -102,6 +107,9 @@ int run(const Call& call, int isa) {
     if (isa == 1) return avx2::run(call);
     if (isa == 2) return avx512::run(call);
 #endif
+#ifdef ACMIX_AMX
+    if (isa == 3) return amx::run(call);
+#endif
     return -2;
 }
 
@@ -119,7 +127,24 @@ ACMIX_PATHS(baseline)
 ACMIX_PATHS(avx2)
 ACMIX_PATHS(avx512)
 #endif
+#ifdef ACMIX_AMX
+ACMIX_PATHS(amx)
+#endif
 #undef ACMIX_PATHS
+
+bool has_tiles() {
+#if defined(ACMIX_AMX) && defined(ACMIX_X86)
+    constexpr unsigned kTiles = 1u << 24 | 1u << 22, kBFloat16s = 1u << 5;  // AMX-TILE, AMX-BF16
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) != kTiles) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kBFloat16s) == 0) return false;
+    // The kernel saves so large a state only for a process that asked for it.
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
 
 }  // namespace
 
@@ -172,7 +197,7 @@ int acmix_best_isa() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("fma")) {
-        return 2;
+        return acmix::has_tiles() ? 3 : 2;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
@@ -191,6 +216,9 @@ int acmix_paths(const acmix::Folding* folding, const acmix::Convolution* convolu
 #ifdef ACMIX_X86
     if (isa == 1) return acmix::avx2_paths(folding, *convolution, attention);
     if (isa == 2) return acmix::avx512_paths(folding, *convolution, attention);
+#endif
+#ifdef ACMIX_AMX
+    if (isa == 3) return acmix::amx_paths(folding, *convolution, attention);
 #endif
     return -2;
 }

@@ -56,4 +56,20 @@ ACMIX_OPERATORS(avx2)
 ACMIX_OPERATORS(avx512)
 #undef ACMIX_OPERATORS
 
+#ifdef ACMIX_AMX
+// The variant that ACMIX_AMX names, but attention on maps of bfloat16 is multiplied by tiles.
+namespace amx {
+int run(const Attention& call, const Tasks& before);
+inline int run(const Attention& call) { return run(call, Tasks()); }
+template <typename Call>
+int run(const Call& call) {
+    return ACMIX_AMX::run(call);
+}
+template <typename Call>
+Task task(const Call& call) {
+    return ACMIX_AMX::task(call);
+}
+}  // namespace amx
+#endif
+
 }  // namespace acmix

@@ -38,9 +38,13 @@ INLINE void store_vector(T* p, typename Simd<T>::V v) {
 }
 // To the nearest, halves to even; not a number stays so.
 INLINE void store_vector(BFloat16* p, Simd<float>::V v) {
+#if defined(__AVX512BF16__)
+    *reinterpret_cast<Halves*>(p) = (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
     Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     rounded = v == v ? rounded : Words{} + 0x7fc0;
     *reinterpret_cast<Halves*>(p) = __builtin_convertvector(rounded, Halves);
+#endif
 }
 
 template <typename T>
