@@ -87,7 +87,7 @@ def growth(table: Table) -> None:
     for case, shapes in (("maps", sizes), ("batches", batches)):
         layers = {name: _layer_on(batch, size) for name, (batch, size) in shapes.items()}
         with torch.no_grad():
-            seconds = alternate(layers)
+            seconds = alternate(layers, settle=3)
         pixels = {name: batch * size**2 for name, (batch, size) in shapes.items()}
         each = {n: [1e9 * s / pixels[n] for s in values] for n, values in seconds.items()}
         table.add(f"ACmix2d(64, 64), growing {case}", "inference", each, "ns a pixel", "± 15 %")
@@ -99,7 +99,8 @@ def growth(table: Table) -> None:
         run()
 
     with torch.no_grad():
-        seconds = alternate({f"threads: {count}": partial(on, count) for count in (1, threads)})
+        sides = {f"threads: {count}": partial(on, count) for count in (1, threads)}
+        seconds = alternate(sides, settle=3)
     torch.set_num_threads(threads)
     table.add("ACmix2d(64, 64) at 56², threads", "inference", seconds, "s", "second ≤ 0.56")
 

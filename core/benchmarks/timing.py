@@ -55,13 +55,21 @@ def training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def alternate(sides: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list]:
-    """Seconds of every side, run in turn, so that a drifting machine is fair to all."""
+def alternate(
+    sides: dict[str, Callable[[], object]], repeats: int = REPEATS, settle: int = 0
+) -> dict[str, list]:
+    """Seconds of every side, run in turn, so that a drifting machine is fair to all.
+
+    The first ``settle`` runs of a turn are not counted: of sides that differ in size or threads,
+    each has the caches and threads that it would have alone.
+    """
     for run in sides.values():
         run()
     seconds = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
+            for _ in range(settle):
+                run()
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
