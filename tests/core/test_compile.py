@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import operators
-from acmix import ACmix2d
+from acmix import ACmix2d, deploy
 from layers import LAYERS, randomised
 from operator_contract import needs_kernels
 from operators import Case, stored
@@ -78,6 +78,28 @@ def test_compiled_calls_take_the_kernels(name, dynamic):
     kind, case = getattr(operators, name)(), Case((9, 7), 3, stride=2, heads=2, depth=8)
     (used,) = operators_of(kind.on(case, None), *kind.inputs(case), dynamic=dynamic)
     assert used == f"acmix.{KERNELS[name]}.default"
+
+
+@needs_kernels
+@pytest.mark.parametrize("deployed", [False, True], ids=["", "deployed"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiled_layers_take_the_operators_of_eager_mode(name, deployed):
+    layer, inputs = LAYERS[name].make().eval(), LAYERS[name].inputs(9, 7)
+    layer = deploy(layer) if deployed else layer
+    with torch.no_grad(), operators.Recorder() as recorder:
+        layer(*inputs)
+    assert recorder.calls
+    assert operators_of(layer, *inputs) == {str(function) for function, _ in recorder.calls}
+
+
+def test_compiled_subclass_adds_the_paths_itself():
+    class Sum(ACmix2d):
+        def add_paths(self, att, conv):
+            return att + conv
+
+    layer, x = Sum(6, 8, 2, kernel_att=3).eval(), torch.randn(2, 6, 9, 7)
+    assert "acmix.mixed.default" not in operators_of(layer, x)
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
 
 
 def test_compiled_transforms_take_plain_operators():

@@ -115,7 +115,9 @@ class ACmix2d(ACmixBase):
     @property
     def _adds_as_defined(self) -> bool:
         """Whether nobody else sees or changes how the paths are added."""
-        return getattr(self.add_paths, "__func__", None) is ACmixBase.add_paths
+        # In words that Dynamo follows: it does not know functions of bound methods.
+        is_inherited = type(self).add_paths is ACmixBase.add_paths
+        return is_inherited and "add_paths" not in self.__dict__
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """F_att, channel order n * D + d."""
