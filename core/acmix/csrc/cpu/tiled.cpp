@@ -258,17 +258,15 @@ struct TileColumn {
         products<kQ, kK>(p.key_rows, p.parts, a, w.depth * 2, b, c, kEdge * 4);
     }
 
-    // The weights of a step: [pair of rows of keys][query][pair of keys][row][2].
-    void weigh(int64_t step) const {
+    // The taps of a step side by side, [query][pair of rows][2][8], and the largest of every query.
+    V gather_taps(int64_t step) const {
         constexpr int64_t row_size = kEdge * kEdge;
-        V best[kEdge] = {};
+        V largest[kEdge] = {};
         for_rows(step, [&](int64_t row, int64_t width, int64_t pair, const Choice* in) {
             const float* from = logits + (2 * pair * kEdge + row * kRowTaps) * kEdge;
             float* to = taps + row * kRowTaps * kPairs * kEdge;
-            V* tops = best + row * kRowTaps;
             for (int64_t c = 0; c < width; c++, from += kEdge + w.stride) {
                 V top = S::all(-INFINITY);
-                if (c == 0) stay_awake();
 #pragma GCC unroll 4
                 for (int n = 0; n < kPairs; n++, to += kEdge) {
                     const float* at = from + 2 * n * row_size;
@@ -276,22 +274,26 @@ struct TileColumn {
                     S::store(to, v);
                     top = larger_of(in[n], top, v);
                 }
-                *tops++ = top;
+                largest[row * kRowTaps + c] = top;
             }
         });
+        return largest_lanes(largest);
+    }
+
+    // The weights of a step: [pair of rows of keys][query][pair of keys][row][2].
+    void weigh(int64_t step) const {
         float scale = kLog2e / sqrtf(float(w.depth)), *top = tops + step % 2 * kEdge;
-        S::store(top, largest_lanes(best) * scale);
+        S::store(top, gather_taps(step) * scale);
         for_rows(step, [&](int64_t row, int64_t width, int64_t pair, const Choice* in) {
-            const float* from = taps + row * kRowTaps * kPairs * kEdge;
-            const float* largest = top + row * kRowTaps;
+            const float *from = taps + row * kRowTaps * kPairs * kEdge,
+                        *less = top + row * kRowTaps;
             BFloat16* to = weights + pair * kTile + row * kRowTaps * 2 * kEdge;
             const uint16_t* place = order;
             for (int64_t c = 0; c < width; c++, to += 2 * kEdge, place += 4 * kEdge) {
-                V less = S::all(*largest++), e[4] = {};
-                if (c == 0) stay_awake();
+                V e[4] = {};
 #pragma GCC unroll 4
                 for (int n = 0; n < kPairs; n++, from += kEdge) {
-                    e[n] = weights_of(in[n], S::load(from) * scale - less);
+                    e[n] = weights_of(in[n], S::load(from) * scale - S::all(less[c]));
                 }
 #pragma GCC unroll 4
                 for (int n = 0; n < kPairs; n++) {
@@ -314,6 +316,7 @@ struct TileColumn {
             for (int n = 0; n < kPairs; n++) in[n] = both;
             // The odd row of a window is its first or its last.
             in[start % 2 == 0 ? kPairs - 1 : 0] = start % 2 == 0 ? one : one << kRowTaps;
+            stay_awake();
             body(row, width, start / 2, in);
         }
     }
@@ -344,7 +347,6 @@ struct TileColumn {
             BFloat16* to = data_of(call.out, y) + x0 * call.out.stride[4];
             const float* from = sums + row * kRowTaps * (w.depth + kEdge);
             for (int64_t c = 0; c < width; c++, to += call.out.stride[4], from += kEdge) {
-                if (c == 0) stay_awake();
                 sum_to[c * call.lse.stride[4]] = lse[row * kRowTaps + c];
                 V inverse = inverse_of(S::load(from + w.depth));
                 for (int64_t d = 0; d < w.depth; d += kEdge, from += kEdge) {
