@@ -14,7 +14,8 @@
 #include <system_error>
 #include <thread>
 #include <vector>
-#if defined(ACMIX_AMX) && defined(ACMIX_X86)
+#if defined(ACMIX_AMX) && defined(ACMIX_X86) && defined(__linux__)
+#define ACMIX_ASKS_FOR_TILES 1
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -132,8 +133,9 @@ ACMIX_PATHS(amx)
 #endif
 #undef ACMIX_PATHS
 
+// Elsewhere than on Linux nobody is asked, and AVX-512 serves.
 bool has_tiles() {
-#if defined(ACMIX_AMX) && defined(ACMIX_X86)
+#ifdef ACMIX_ASKS_FOR_TILES
     constexpr unsigned kTiles = 1u << 24 | 1u << 22, kBFloat16s = 1u << 5;  // AMX-TILE, AMX-BF16
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) != kTiles) return false;
