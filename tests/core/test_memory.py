@@ -49,8 +49,12 @@ print(*call(224))
         # A third for the output, and the maps channels last; going back also their gradient in
         # both memory formats and the output's.
         ("Convolution", 2, 4.5),
-        # Two outputs, and again in one tensor here, of a third each.
-        ("Paths", 3, 5.5),
+        # Two outputs, and again in one tensor here, of a third each; going back also the gradients
+        # of both operators, dq, dk and dv, and the sum, which torch makes in place or not.
+        ("Paths", 3, 6.5),
+        # A third for the output, and the maps channels last; going back also their gradient in
+        # both memory formats and the output's.
+        ("Mix", 2, 4.5),
     ],
 )
 def test_no_map_is_copied_for_every_window_pixel(operator, forward, backward, tmp_path):
