@@ -56,15 +56,14 @@ def without(loaded):
     return "avx512" if "avx512" in loaded.isas else "baseline"
 
 
-def attend(case, maps=None, **options):
+def attend(case, maps=None):
     """The attention of a case, on maps of bfloat16 that are stored channels last."""
     if maps is None:
         maps = (x.bfloat16() for x in Attention().inputs(case)[:3])
     with torch.no_grad():
         window = Attention().options(case)
-        return acmix.sliding_window_attention(
-            *(stored(x, "channels_last") for x in maps), **window, **options
-        )
+        maps = (stored(x, "channels_last") for x in maps)
+        return acmix.sliding_window_attention(*maps, **window)
 
 
 @pytest.mark.parametrize("case", FITTING.values(), ids=FITTING)

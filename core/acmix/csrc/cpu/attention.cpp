@@ -19,8 +19,6 @@ struct AttentionUnit {
     using S = Simd<T>;
     using V = typename S::V;
     static constexpr int L = S::kLanes;
-    // With log2(e) in the scale of the queries, the softmax is one of powers of two.
-    static constexpr T kLog2e = T(1.44269504088896340736);
 
     const Attention& call;
     const Plan& p;
@@ -115,14 +113,14 @@ struct AttentionUnit {
         }
         for (; o < p.taps; o++) weigh(o, sums[0]);
         V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        S::store(lse, top * (1 / kLog2e) + log_of<T>(sum));
+        S::store(lse, top * (1 / kLog2e<T>)+log_of<T>(sum));
         return 1 / sum;
     }
 
     // One row of queries: s from logits to P, ds from dP to dS. Adds up sum_o P_o dP_o.
     void softmax_gradient(T* s, T* ds, const T* lse, T* sums) const {
         for (int64_t x = 0; x < p.lanes; x += L) {
-            V norm = S::load(lse + x) * kLog2e, delta = V{};
+            V norm = S::load(lse + x) * kLog2e<T>, delta = V{};
             for (int64_t o = 0; o < p.taps; o++) {
                 T* at = s + o * p.query_pitch + x;
                 V e = exp2_of<T>(S::load(at) - norm);
@@ -160,7 +158,7 @@ struct AttentionUnit {
         unit.load_keys(values, call.v, unit.key_lanes(call.v, table), first, key_rows);
         unit.load_keys(keys, call.k, unit.key_lanes(call.k, table), first, key_rows, position);
         unit.load_queries(q, call.q, unit.query_lanes(call.q, table, w.stride), first, w.stride,
-                          rows, kLog2e / T(sqrt(double(depth))));
+                          rows, kLog2e<T> / T(sqrt(double(depth))));
         int64_t s_row = p.taps * L;
         unit.for_sets(rows, [&](int64_t y, int count) {
             int64_t step_count = unit.query_steps(y, count);
@@ -234,7 +232,7 @@ struct AttentionUnit {
             unit.load_queries({grad + p.margin, pitch, depth}, call.grad, grad_lanes, y0, 1, rows,
                               T(1));
             unit.load_queries({q + p.margin, pitch, depth}, call.q, q_lanes, first, w.stride, rows,
-                              kLog2e * scale);
+                              kLog2e<T> * scale);
             unit.for_sets(rows, [&](int64_t y, int count) {
                 int64_t q_at = y * row_size + p.margin, s_at = y * s_size + p.margin;
                 for (int64_t x = 0; x < p.lanes; x += L) {
@@ -269,7 +267,7 @@ struct AttentionUnit {
             unit.store_queries(call.grad_q, dq_lanes, y0, rows, dq, Scaled<T>{scale * alpha});
         }
         // q came in with log2(e) in its scale.
-        unit.store_keys(call.grad_k, dk, alpha / kLog2e, tables[0], tables[1]);
+        unit.store_keys(call.grad_k, dk, alpha / kLog2e<T>, tables[0], tables[1]);
         unit.store_keys(call.grad_v, dv, alpha, tables[0], tables[1]);
         if (call.grad_alpha != nullptr) store_alpha(unit, alphas);
     }

@@ -24,7 +24,6 @@ namespace {
 // Tiles behind the sums.
 constexpr int kQ = kSums, kK = kSums + 1, kP = kSums + 2, kV = kSums + 3;
 constexpr int64_t kRowTaps = 8, kLargestStride = 4;
-constexpr float kLog2e = 1.44269504088896340736f;
 
 bool has_lines(const Map& map) { return map.type == kBFloat16 && map.stride[2] == 1; }
 
@@ -50,10 +49,11 @@ struct TilePlan {
     int64_t key_rows;          // that a tile of queries sees
     int64_t pairs, ring;       // pairs of them, and of those of values in scratch
     int64_t columns;           // of tiles
-    int64_t steps;             // tiles of a unit, one below the other
+    int64_t down, steps;       // tiles of a column, and of a unit
     int64_t bands;             // units of a column
     int64_t together, groups;  // heads of a unit, and so many groups of them
     int64_t units;
+    alignas(64) uint16_t order[kRowTaps * 4 * kEdge];  // see set_order
 
     explicit TilePlan(const Attention& one) : call(one), w(one.window), units(0) {
         pad = w.kernel / 2;
@@ -67,13 +67,28 @@ struct TilePlan {
         columns = ceil_div(out_w, across);
         // Enough units for all threads, unless halos would outweigh them.
         int64_t wanted = 4 * int64_t(w.threads), all = w.batch * w.heads * columns;
-        steps = ceil_div(out_h, 2);
-        steps = max_of(ceil_div(steps, ceil_div(wanted, all)), min_of(steps, w.kernel));
-        bands = ceil_div(ceil_div(out_h, 2), steps);
+        down = ceil_div(out_h, 2);
+        steps = max_of(ceil_div(down, ceil_div(wanted, all)), min_of(down, w.kernel));
+        bands = ceil_div(down, steps);
         // The heads of a pixel are neighbours in memory.
         together = max_of(min_of(w.heads, all * bands / wanted), 1);
         groups = ceil_div(w.heads, together);
         units = w.batch * groups * bands * columns;
+        set_order();
+    }
+
+    // Where the weights of column c come from among four rows of eight taps, the first or the last
+    // two rows: [pair of columns][row][2]; the eighth tap is none, of weight zero.
+    void set_order() {
+        for (int64_t c = 0; c < across; c++) {
+            for (int64_t i = 0; i < 4 * kEdge; i++) {
+                int64_t half = i / 32, column = i % 32 / 4 * 2 + i % 2, row = i / 2 % 2;
+                int64_t tap = column - c * w.stride;
+                bool inside = tap >= 0 && tap < kRowTaps;
+                order[c * 4 * kEdge + i] =
+                    static_cast<uint16_t>(half * kEdge + row * kRowTaps + (inside ? tap : 7));
+            }
+        }
     }
 };
 
@@ -89,7 +104,6 @@ struct TileColumn {
     int64_t image, head, x0, first, last;  // columns of queries from x0, steps [first, last)
     BFloat16 *keys, *values, *queries, *ones, *weights;
     float *logits, *taps, *sums, *tops, *alpha, *offset, *zeros;
-    uint16_t* order;   // see set_order
     int64_t x[kEdge];  // columns of the map by those of a tile of keys
 
     TileColumn(const TilePlan& plan, Turn when, int64_t img, int64_t band, int64_t at, Arena& arena)
@@ -101,7 +115,7 @@ struct TileColumn {
           head(0),
           x0(at * plan.across),
           first(band * plan.steps),
-          last(min_of(first + plan.steps, ceil_div(plan.out_h, 2))),
+          last(min_of(first + plan.steps, plan.down)),
           keys(arena.take<BFloat16>(2 * plan.pairs, kEdge, w.depth)),
           values(arena.take<BFloat16>(2 * plan.ring, kEdge, w.depth)),
           queries(arena.take<BFloat16>(kEdge, w.depth)),
@@ -113,8 +127,7 @@ struct TileColumn {
           tops(arena.take<float>(2, kEdge)),
           alpha(arena.take<float>(w.depth)),
           offset(arena.take<float>(w.depth)),
-          zeros(arena.take<float>(w.depth)),
-          order(arena.take<uint16_t>(plan.across, 2, 2 * kEdge)) {
+          zeros(arena.take<float>(w.depth)) {
         if (arena.base == nullptr) return;
         for (int64_t i = 0; i < kEdge; i++) x[i] = place_of(x0 * w.stride + i, w.width);
         for (int64_t i = 0; i < kTile; i++) ones[i].bits = 0x3f80;
@@ -123,7 +136,6 @@ struct TileColumn {
         // Weights outside of windows stay zero, as do rows that no query sees.
         memset(weights, 0, p.pairs * kTile * sizeof(*weights));
         memset(logits, 0, (2 * p.pairs + 1) * kEdge * kEdge * sizeof(*logits));
-        set_order();
     }
 
     template <typename E = BFloat16>
@@ -136,20 +148,6 @@ struct TileColumn {
     // do.
     int64_t place_of(int64_t padded, int64_t size) const {
         return max_of(source_index(padded, p.pad, size, true), 0);
-    }
-
-    // Where the weights of column c come from among four rows of eight taps, the first or the last
-    // two rows: [pair of columns][row][2]; the eighth tap is none, of weight zero.
-    void set_order() const {
-        for (int64_t c = 0; c < p.across; c++) {
-            for (int64_t i = 0; i < 4 * kEdge; i++) {
-                int64_t half = i / 32, column = i % 32 / 4 * 2 + i % 2, row = i / 2 % 2;
-                int64_t tap = column - c * w.stride;
-                bool inside = tap >= 0 && tap < kRowTaps;
-                order[c * 4 * kEdge + i] =
-                    static_cast<uint16_t>(half * kEdge + row * kRowTaps + (inside ? tap : 7));
-            }
-        }
     }
 
     // ----------------------------------------------------------------------------- copies
@@ -282,13 +280,13 @@ struct TileColumn {
 
     // The weights of a step: [pair of rows of keys][query][pair of keys][row][2].
     void weigh(int64_t step) const {
-        float scale = kLog2e / sqrtf(float(w.depth)), *top = tops + step % 2 * kEdge;
+        float scale = kLog2e<float> / sqrtf(float(w.depth)), *top = tops + step % 2 * kEdge;
         S::store(top, gather_taps(step) * scale);
         for_rows(step, [&](int64_t row, int64_t width, int64_t pair, const Choice* in) {
             const float *from = taps + row * kRowTaps * kPairs * kEdge,
                         *less = top + row * kRowTaps;
             BFloat16* to = weights + pair * kTile + row * kRowTaps * 2 * kEdge;
-            const uint16_t* place = order;
+            const uint16_t* place = p.order;
             for (int64_t c = 0; c < width; c++, to += 2 * kEdge, place += 4 * kEdge) {
                 V e[4] = {};
 #pragma GCC unroll 4
@@ -340,7 +338,7 @@ struct TileColumn {
         float totals[kEdge], lse[kEdge];
         for (int64_t i = 0; i < kEdge; i++) totals[i] = sums[i * (w.depth + kEdge) + w.depth];
         V top = S::load(tops + step % 2 * kEdge);
-        S::store(lse, top * (1 / kLog2e) + log_of<float>(S::load(totals)));
+        S::store(lse, top * (1 / kLog2e<float>)+log_of<float>(S::load(totals)));
         for_rows(step, [&](int64_t row, int64_t width, int64_t, const Choice*) {
             int64_t y = 2 * step + row;
             float* sum_to = data_of<float>(call.lse, y) + x0 * call.lse.stride[4];

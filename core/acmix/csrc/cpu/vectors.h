@@ -148,6 +148,10 @@ INLINE V slide(V a, V b, Seq<I...>) {
 }
 #endif
 
+// In the scale of logits, it makes a softmax one of powers of two.
+template <typename T>
+constexpr T kLog2e = T(1.44269504088896340736);
+
 // Polynomial of 2^f on [-1/2, 1/2]: interpolated at the Chebyshev points (3e-9) for float, Taylor
 // (5e-17) for double.
 template <typename V>

@@ -97,7 +97,6 @@ struct WindowUnit {
     using S = Simd<T>;
     using V = typename S::V;
     static constexpr int L = S::kLanes;
-    static constexpr T kLog2e = T(1.44269504088896340736);
 
     const Windows& call;
     int64_t pixels, keys, depth;  // of a window; keys and depth in whole vectors
@@ -215,8 +214,8 @@ struct WindowUnit {
         for (int i = 0; i < L; i++) index[i] = i;
         for (int64_t j = 0; j < keys; j += L) {
             int64_t at = row + j, left = pixels - j;
-            V logit = S::load(s + j) + load_bias(bias + at, area - at) * kLog2e;
-            if (mask != nullptr) logit += load_bias(mask + at, area - at) * kLog2e;
+            V logit = S::load(s + j) + load_bias(bias + at, area - at) * kLog2e<T>;
+            if (mask != nullptr) logit += load_bias(mask + at, area - at) * kLog2e<T>;
             // What follows a row is of the next.
             if (left < L) logit = index < typename S::Int(left) ? logit : S::all(-T(INFINITY));
             S::store(s + j, logit);
@@ -258,7 +257,7 @@ struct WindowUnit {
         Matrix<T> out{arena.take<T>(kBlockRows, depth), depth};
         if (arena.base == nullptr) return;
         Matrix<T> k = load_columns(k_columns, call.k, unit, table);
-        Matrix<T> q = load_pixels(q_rows, call.q, unit, kLog2e * scale);
+        Matrix<T> q = load_pixels(q_rows, call.q, unit, kLog2e<T> * scale);
         Matrix<T> v = load_pixels(v_rows, call.v, unit, T(1));
         for_blocks([&](int64_t first, int64_t count) {
             T inverse[kBlockRows];
@@ -292,7 +291,7 @@ struct WindowUnit {
         if (arena.base == nullptr) return;
         Matrix<T> k_columns = load_columns(columns_of[0], call.k, unit, table);
         Matrix<T> v_columns = load_columns(columns_of[1], call.v, unit, table);
-        Matrix<T> q = load_pixels(rows_of[0], call.q, unit, kLog2e * scale);
+        Matrix<T> q = load_pixels(rows_of[0], call.q, unit, kLog2e<T> * scale);
         Matrix<T> k = load_pixels(rows_of[1], call.k, unit, T(1));
         Matrix<T> g = load_pixels(rows_of[2], call.grad, unit, T(1));
         T* logits = static_cast<T*>(call.grad_logits) + unit * pixels * pixels;
@@ -308,7 +307,7 @@ struct WindowUnit {
         });
         // q came in with log2(e) in its scale.
         const T scale_q[] = {scale, scale, scale}, one[] = {1, 1, 1};
-        const T scale_k[] = {1 / kLog2e, 1 / kLog2e, 1 / kLog2e};
+        const T scale_k[] = {1 / kLog2e<T>, 1 / kLog2e<T>, 1 / kLog2e<T>};
         for_blocks([&](int64_t first, int64_t count) {
             multiply(ds, first, count, k, pixels, sums, depth);
             store_pixels(call.grad_q, unit, first, count, sums, scale_q);
